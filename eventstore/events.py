@@ -1,0 +1,252 @@
+"""Every fact the log can hold, and nothing else.
+
+An event is a past-tense, frozen record of something that happened. Its tag is permanent: a tag is
+never reused or renamed, new fields go at the end and have a default, and a fact whose meaning
+changes gets a new tag. The log supplies position and time (`eventstore.log.Record`), and the batch
+supplies the producer (`eventstore.codec.Batch`), so an event carries only the fact itself.
+
+Ids: `worker_id` is a u64 drawn afresh at every start of a worker process, so it also names the
+worker's incarnation; `request_id` is the frontend's id of a request. `sequence_hashes` are the
+chained block hashes of `indexer.blocks`, in prompt order.
+"""
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+
+class Event(Struct, frozen=True, array_like=True, tag_field="type", gc=False):
+    """A fact. Later facts may correct it; nothing removes it."""
+
+
+# --- kv.<worker>.<dp_rank>: what happened to a rank's KV cache (written by the worker) ----------
+
+
+class BlockStored(Event, frozen=True, tag="kv.block_stored"):
+    """A rank now holds these blocks, a chain in order, below `parent_hash` (None: at the root)."""
+
+    worker_id: int
+    dp_rank: int
+    parent_hash: int | None
+    sequence_hashes: list[int]
+
+
+class BlockRemoved(Event, frozen=True, tag="kv.block_removed"):
+    """A rank no longer holds these blocks (evicted)."""
+
+    worker_id: int
+    dp_rank: int
+    sequence_hashes: list[int]
+
+
+class AllBlocksCleared(Event, frozen=True, tag="kv.all_blocks_cleared"):
+    """A rank emptied its cache."""
+
+    worker_id: int
+    dp_rank: int
+
+
+class KvRebased(Event, frozen=True, tag="kv.rebased"):
+    """A rank's history starts again: forget its blocks; the stores that follow are its whole cache.
+
+    Opens every epoch of a KV publisher, so that nothing of an earlier epoch can linger.
+    """
+
+    worker_id: int
+    dp_rank: int
+    reason: str
+
+
+# --- worker.<worker>: who serves ------------------------------------------------------------------
+
+
+class WorkerRegistered(Event, frozen=True, tag="worker.registered"):
+    """A worker process serves `model` with ranks `dp_start … dp_start + dp_size - 1`.
+
+    Sizes are per rank; None where the engine does not tell.
+    """
+
+    worker_id: int
+    model: str
+    worker_type: str
+    """aggregated, prefill or decode."""
+    block_size: int
+    dp_start: int = 0
+    dp_size: int = 1
+    total_kv_blocks: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    context_length: int | None = None
+
+
+class WorkerRemoved(Event, frozen=True, tag="worker.removed"):
+    """A worker is gone for good, with its blocks and bookings. Written once per worker."""
+
+    worker_id: int
+    cause: str
+    """shutdown (its own word) or lease_expired (seen by a frontend)."""
+
+
+# --- request.<frontend>: the life of a request (written by the frontend that serves it) ----------
+
+
+class RequestAccepted(Event, frozen=True, tag="request.accepted"):
+    """A valid request came in: `isl` prompt tokens for `model`."""
+
+    request_id: str
+    model: str
+    endpoint: str
+    isl: int
+    max_tokens: int | None
+    streaming: bool
+
+
+class RequestQueued(Event, frozen=True, tag="request.queued"):
+    """A request waits because every candidate is busy."""
+
+    request_id: str
+    priority: float
+
+
+class Candidate(Struct, frozen=True, array_like=True, gc=False):
+    """One rank as the decision saw it. Lowest `cost` wins at temperature 0."""
+
+    worker_id: int
+    dp_rank: int
+    overlap_blocks: int
+    prefill_tokens: int
+    """Active prefill tokens with this request's uncached tokens added."""
+    decode_blocks: int
+    """Active blocks with this request's blocks not yet active there added."""
+    cost: float
+
+
+class RequestRouted(Event, frozen=True, tag="request.routed"):
+    """A rank was chosen, and why. From here on the request is booked there."""
+
+    request_id: str
+    attempt: int
+    """0 for the first choice, then one more for each further one."""
+    worker_id: int
+    dp_rank: int
+    mode: str
+    """kv, round-robin, random or direct."""
+    isl: int
+    overlap_blocks: int
+    """Leading prompt blocks the index believed cached on the chosen rank."""
+    sequence_hashes: list[int]
+    """Of the prompt's complete blocks."""
+    cursor: int
+    """Log position of the state that the decision was made from."""
+    overlap_weight: float
+    temperature: float
+    candidate_count: int
+    """How many ranks were considered."""
+    candidates: list[Candidate]
+    """The chosen rank first, then the best others: at most `router.selection.REASONS_MAX`."""
+    model: str
+    max_tokens: int | None = None
+
+
+class PrefillCompleted(Event, frozen=True, tag="request.prefill_completed"):
+    """The first output token arrived. `cached_tokens`: reused prompt tokens, as the worker says."""
+
+    request_id: str
+    cached_tokens: int | None
+
+
+class OutputGrown(Event, frozen=True, tag="request.output_grown"):
+    """The request has produced `osl` tokens so far."""
+
+    request_id: str
+    osl: int
+
+
+class RequestMigrated(Event, frozen=True, tag="request.migrated"):
+    """The rank was lost after `osl` tokens; the booking there ends and a new choice follows."""
+
+    request_id: str
+    osl: int
+    cause: str
+
+
+class RequestCompleted(Event, frozen=True, tag="request.completed"):
+    """All output was produced: `osl` tokens."""
+
+    request_id: str
+    osl: int
+    finish_reason: str
+    cached_tokens: int | None
+
+
+class RequestFailed(Event, frozen=True, tag="request.failed"):
+    """The request ended in an error after `osl` tokens. `code` is the client's `error.code`."""
+
+    request_id: str
+    osl: int
+    code: str
+
+
+class RequestCancelled(Event, frozen=True, tag="request.cancelled"):
+    """The client went away after `osl` tokens."""
+
+    request_id: str
+    osl: int
+    cause: str
+
+
+class RequestRejected(Event, frozen=True, tag="request.rejected"):
+    """The request was accepted but found no worker. `code` is the client's `error.code`."""
+
+    request_id: str
+    code: str
+    status: int
+
+
+# --- threshold.<model>, control: what operators and replicas say ----------------------------------
+
+
+class BusyThresholdChanged(Event, frozen=True, tag="threshold.changed"):
+    """The busy thresholds of `model` are now exactly these (None: off)."""
+
+    model: str
+    active_decode_blocks: float | None
+    active_prefill_tokens: int | None
+    active_prefill_tokens_frac: float | None
+
+
+class StateReset(Event, frozen=True, tag="state.reset"):
+    """Every replica empties its state here; workers rebase."""
+
+    reason: str
+
+
+class SnapshotTaken(Event, frozen=True, tag="snapshot.taken"):
+    """A verified snapshot of the state at `seq` is in the object store."""
+
+    name: str
+    seq: int
+    digest: str
+
+
+AnyEvent: TypeAlias = (
+    BlockStored
+    | BlockRemoved
+    | AllBlocksCleared
+    | KvRebased
+    | WorkerRegistered
+    | WorkerRemoved
+    | RequestAccepted
+    | RequestQueued
+    | RequestRouted
+    | PrefillCompleted
+    | OutputGrown
+    | RequestMigrated
+    | RequestCompleted
+    | RequestFailed
+    | RequestCancelled
+    | RequestRejected
+    | BusyThresholdChanged
+    | StateReset
+    | SnapshotTaken
+)

@@ -1,0 +1,59 @@
+"""What a worker says of itself: its model card and its instance record.
+
+An instance is one running worker process. Its record lives in discovery under a lease and carries
+the model card; the model's files (tokenizer and templates) travel in the object store, named by
+their SHA-256, so a frontend in another container needs no shared disk.
+"""
+
+import hashlib
+
+import msgspec
+from msgspec import Struct
+
+
+class ModelCard(Struct, frozen=True, kw_only=True):
+    """A model as its workers serve it. Sizes are per rank; None: the engine does not tell."""
+
+    name: str
+    block_size: int
+    """Tokens per KV block."""
+    context_length: int
+    """Prompt and output tokens together, at most."""
+    files: dict[str, str]
+    """File name → SHA-256 (hex): tokenizer.json, tokenizer_config.json, …"""
+    model_types: list[str] = ["chat", "completions"]
+    worker_type: str = "aggregated"
+    """aggregated, prefill or decode."""
+    eos_token_ids: list[int] = []
+    total_kv_blocks: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+
+    def checksum(self) -> str:
+        """Names what a frontend must treat alike: name, block size, context, files, end tokens."""
+        identity = (
+            self.name,
+            self.block_size,
+            self.context_length,
+            sorted(self.files.items()),
+            sorted(self.eos_token_ids),
+        )
+        return hashlib.blake2b(msgspec.json.encode(identity), digest_size=16).hexdigest()
+
+
+class Instance(Struct, frozen=True, kw_only=True):
+    """One running worker process."""
+
+    worker_id: int
+    """u64, drawn afresh at every start."""
+    namespace: str
+    component: str
+    endpoint: str
+    address: str
+    """host:port of its request plane."""
+    card: ModelCard
+    dp_start: int = 0
+    dp_size: int = 1
+
+    def ranks(self) -> range:
+        return range(self.dp_start, self.dp_start + self.dp_size)

@@ -1,0 +1,95 @@
+"""The request plane's messages: token ids out, tokens back, many requests on one connection.
+
+A frame is a u32 big-endian length and that many bytes of MessagePack. The frontend sends `Generate`
+and `Cancel`; the worker answers with `Outputs`, one frame for everything that an engine step
+produced for this connection. `stream` is the frontend's number of a request on this connection,
+never used twice on it. A stream ends with an output whose `finish_reason` or `error` is set; an
+`error` item may come at any time, also instead of any output.
+"""
+
+import msgspec
+from msgspec import Struct
+
+FRAME_BYTES_MAX = 32 * 1024 * 1024
+
+
+class StopConditions(Struct, kw_only=True, omit_defaults=True):
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    stop: list[str] = []
+    """Matched by the frontend on decoded text; told to the engine so that it may stop earlier."""
+    stop_token_ids_hidden: list[int] = []
+    """End the output and are not shown."""
+
+
+class SamplingOptions(Struct, kw_only=True, omit_defaults=True):
+    """As the client gave them; None: the engine's default."""
+
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class EngineRequest(Struct, kw_only=True, omit_defaults=True):
+    """What an engine needs to serve a request."""
+
+    request_id: str
+    model: str
+    token_ids: list[int]
+    dp_rank: int = 0
+    stop_conditions: StopConditions = msgspec.field(default_factory=StopConditions)
+    sampling_options: SamplingOptions = msgspec.field(default_factory=SamplingOptions)
+    eos_token_ids: list[int] = []
+    annotations: list[str] = []
+
+
+class Generate(Struct, frozen=True, array_like=True, tag="generate"):
+    stream: int
+    request: EngineRequest
+
+
+class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
+    """Stop this stream and free what it holds; nothing more is sent on it."""
+
+    stream: int
+
+
+ToWorker = Generate | Cancel
+
+
+class Output(Struct, frozen=True, array_like=True, gc=False):
+    """What one stream got in a step.
+
+    cached_tokens: prompt tokens reused from the KV cache; on the first output of a stream.
+    finish_reason: stop, length or eos, on the last. error: (code, message), on the last.
+    Codes: invalid_request, overloaded, shutting_down, internal.
+    """
+
+    stream: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+    cached_tokens: int | None = None
+    error: tuple[str, str] | None = None
+
+
+class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
+    items: list[Output]
+
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+decode_to_frontend: msgspec.msgpack.Decoder[Outputs] = msgspec.msgpack.Decoder(Outputs)
+
+
+def frame(message: ToWorker | Outputs) -> bytes:
+    """The message with its length in front."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
