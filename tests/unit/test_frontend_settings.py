@@ -1,0 +1,201 @@
+"""The frontend's table: the whole of the peer's page, and what of it is refused for now."""
+
+import pytest
+
+from eventstore.settings import Declared, SettingsError, declarations, parse
+from frontend.settings import FrontendSettings
+
+PAGE = """
+--http-host DYN_HTTP_HOST 0.0.0.0
+--http-port DYN_HTTP_PORT 8000
+--tls-cert-path DYN_TLS_CERT_PATH unset
+--tls-key-path DYN_TLS_KEY_PATH unset
+- DYN_HTTP_BODY_LIMIT_MB 192
+- DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS 5.0
+--router-mode DYN_ROUTER_MODE round-robin
+--router-kv-overlap-score-weight DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT 1.0
+--router-temperature DYN_ROUTER_TEMPERATURE 0.0
+--router-kv-events DYN_ROUTER_USE_KV_EVENTS true
+--router-ttl-secs DYN_ROUTER_TTL_SECS 120.0
+--router-max-tree-size DYN_ROUTER_MAX_TREE_SIZE 1048576
+--router-prune-target-ratio DYN_ROUTER_PRUNE_TARGET_RATIO 0.8
+--router-replica-sync DYN_ROUTER_REPLICA_SYNC false
+--router-snapshot-threshold DYN_ROUTER_SNAPSHOT_THRESHOLD 1000000
+--router-reset-states DYN_ROUTER_RESET_STATES false
+--router-track-active-blocks DYN_ROUTER_TRACK_ACTIVE_BLOCKS true
+--router-assume-kv-reuse DYN_ROUTER_ASSUME_KV_REUSE true
+--router-track-output-blocks DYN_ROUTER_TRACK_OUTPUT_BLOCKS false
+--router-event-threads DYN_ROUTER_EVENT_THREADS 4
+--router-queue-threshold DYN_ROUTER_QUEUE_THRESHOLD 2.0
+--router-queue-policy DYN_ROUTER_QUEUE_POLICY fcfs
+--enable-cache-control DYN_ENABLE_CACHE_CONTROL false
+--decode-fallback DYN_DECODE_FALLBACK false
+--migration-limit DYN_MIGRATION_LIMIT 0
+--active-decode-blocks-threshold DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD unset
+--active-prefill-tokens-threshold DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD unset
+--active-prefill-tokens-threshold-frac DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC unset
+--namespace DYN_NAMESPACE unset
+--namespace-prefix DYN_NAMESPACE_PREFIX unset
+--model-name DYN_MODEL_NAME unset
+--model-path DYN_MODEL_PATH unset
+--kv-cache-block-size DYN_KV_CACHE_BLOCK_SIZE unset
+--discovery-backend DYN_DISCOVERY_BACKEND nats
+--request-plane DYN_REQUEST_PLANE tcp
+--event-plane DYN_EVENT_PLANE nats
+--kserve-grpc-server DYN_KSERVE_GRPC_SERVER false
+--grpc-metrics-port DYN_GRPC_METRICS_PORT 8788
+--metrics-prefix DYN_METRICS_PREFIX dynamo_frontend
+--dump-config-to DYN_DUMP_CONFIG_TO unset
+--enable-anthropic-api DYN_ENABLE_ANTHROPIC_API false
+--dyn-chat-processor DYN_CHAT_PROCESSOR dynamo
+--dyn-debug-perf DYN_DEBUG_PERF false
+--dyn-preprocess-workers DYN_PREPROCESS_WORKERS 0
+--interactive DYN_INTERACTIVE false
+- DYN_HTTP_SVC_CHAT_PATH_ENV /v1/chat/completions
+- DYN_HTTP_SVC_CMP_PATH_ENV /v1/completions
+- DYN_HTTP_SVC_EMB_PATH_ENV /v1/embeddings
+- DYN_HTTP_SVC_RESPONSES_PATH_ENV /v1/responses
+- DYN_HTTP_SVC_MODELS_PATH_ENV /v1/models
+- DYN_HTTP_SVC_ANTHROPIC_PATH_ENV /v1/messages
+- DYN_HTTP_SVC_HEALTH_PATH_ENV /health
+- DYN_HTTP_SVC_LIVE_PATH_ENV /live
+- DYN_HTTP_SVC_METRICS_PATH_ENV /metrics
+--router-durable-kv-events DYN_ROUTER_DURABLE_KV_EVENTS false
+"""
+"""The peer's page: flag, variable, default (but ours for the discovery backend)."""
+
+AVAILABLE = """
+http_host http_port http_body_limit_mb http_graceful_shutdown_timeout_secs router_mode
+router_kv_overlap_score_weight router_temperature router_replica_sync namespace discovery_backend
+request_plane event_plane metrics_prefix nats_url nats_wait_secs nats_server_binary data_dir
+log_levels logging_jsonl log_use_local_tz
+""".split()
+
+FRONTEND = {each.name: each for each in declarations(FrontendSettings)}
+
+
+def other_than_default(each: Declared) -> str:
+    """A valid text for an option that means another value than its default."""
+    if each.kind is bool:
+        return "false" if each.default else "true"
+    if each.choices:
+        return next(choice for choice in each.choices if choice != each.default)
+    if each.kind in (int, float):
+        return next(text for text in ("1", "0", "0.5") if float(text) != each.default)
+    return "/else"
+
+
+def frontend_error(**env: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        parse(FrontendSettings, [], env)
+    return str(caught.value)
+
+
+def test_the_frontend_has_every_option_of_the_page() -> None:
+    ours = [
+        f"{each.flag or '-'} {each.variables[0]} {each.default_text.partition(' (')[0]}"
+        for each in FRONTEND.values()
+        if each.group not in ("NATS", "Logging")
+    ]
+    assert ours == PAGE.split("\n")[1:-1]
+
+
+def test_only_what_is_built_is_available() -> None:
+    available = [name for name, each in FRONTEND.items() if each.option.available]
+    assert sorted(available) == sorted(AVAILABLE)
+
+
+@pytest.mark.parametrize("name", sorted(FRONTEND.keys() - set(AVAILABLE)))
+def test_an_option_that_is_not_built_is_refused_by_name(name: str) -> None:
+    each = FRONTEND[name]
+    text = other_than_default(each)
+    for variable in each.variables:
+        assert frontend_error(**{variable: text}) == f"{variable} is not available yet"
+    if each.default is not None:
+        default = {each.variables[0]: each.default_text}
+        assert parse(FrontendSettings, [], default) == FrontendSettings()
+
+
+RANGES = {
+    "http_port": "0 to 65535",
+    "http_body_limit_mb": "at least 1",
+    "http_graceful_shutdown_timeout_secs": "at least 0",
+    "router_kv_overlap_score_weight": "at least 0",
+    "router_temperature": "at least 0",
+    "router_ttl_secs": "above 0",
+    "router_max_tree_size": "at least 1",
+    "router_prune_target_ratio": "0 to 1",
+    "router_snapshot_threshold": "at least 1",
+    "router_event_threads": "at least 1",
+    "router_queue_threshold": "at least 0",
+    "migration_limit": "0 to 4294967295",
+    "active_decode_blocks_threshold": "0 to 1",
+    "active_prefill_tokens_threshold": "at least 0",
+    "active_prefill_tokens_threshold_frac": "at least 0",
+    "kv_cache_block_size": "at least 1",
+    "grpc_metrics_port": "0 to 65535",
+    "dyn_preprocess_workers": "at least 0",
+    "nats_wait_secs": "at least 0",
+}
+
+
+def test_every_number_has_its_bounds() -> None:
+    numbers = [each for each in FRONTEND.values() if each.kind in (int, float)]
+    assert {each.name: each.range for each in numbers} == RANGES
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_bounds_are_checked(name: str) -> None:
+    each = FRONTEND[name]
+    lowest, highest = each.option.ge, each.option.le
+    outside = [] if lowest is None else [f"{lowest - 1:.10g}"]
+    outside += [] if highest is None else [f"{highest + 1:.10g}"]
+    outside += [] if each.option.gt is None else [f"{each.option.gt:.10g}"]
+    for text in outside:
+        assert "out of range" in frontend_error(**{each.variables[0]: text})
+    if each.option.available and lowest is not None:
+        given = parse(FrontendSettings, [], {each.variables[0]: f"{lowest:g}"})
+        assert getattr(given, name) == lowest
+
+
+@pytest.mark.parametrize("name", [name for name, each in FRONTEND.items() if each.choices])
+def test_choices_are_checked(name: str) -> None:
+    each = FRONTEND[name]
+    assert "is not one of" in frontend_error(**{each.variables[0]: "zzz"})
+    for choice in each.option.available_choices or ((), each.choices)[each.option.available]:
+        given = parse(FrontendSettings, [], {each.variables[0]: choice})
+        assert getattr(given, name) == choice
+
+
+@pytest.mark.parametrize(
+    ("flag", "choice"),
+    [
+        ("--discovery-backend", "etcd"),
+        ("--discovery-backend", "kubernetes"),
+        ("--discovery-backend", "file"),
+        ("--discovery-backend", "mem"),
+        ("--request-plane", "nats"),
+        ("--request-plane", "http"),
+        ("--event-plane", "zmq"),
+    ],
+)
+def test_planes_that_are_not_built(flag: str, choice: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{flag}: {choice} is not available yet"):
+        parse(FrontendSettings, [flag, choice], {})
+
+
+@pytest.mark.parametrize("alias", ["--kv-events", "--assume-kv-reuse", "--track-active-blocks"])
+def test_older_spellings_are_known(alias: str) -> None:
+    assert parse(FrontendSettings, [alias], {}) == FrontendSettings()
+    with pytest.raises(SettingsError, match="not available yet"):
+        parse(FrontendSettings, [alias.replace("--", "--no-")], {})
+
+
+def test_the_namespace() -> None:
+    assert FrontendSettings().log_namespace == "dynamo"
+    assert parse(FrontendSettings, ["--namespace", "a-1"], {}).log_namespace == "a-1"
+    assert frontend_error(DYN_NAMESPACE="a.b").startswith("DYN_NAMESPACE: 'a.b'")
+
+
+def test_the_body_limit_is_in_mebibytes() -> None:
+    assert FrontendSettings().http_body_limit_bytes == 192 * 2**20
