@@ -91,9 +91,11 @@ class WorkerRemoved(Event, frozen=True, tag="worker.removed"):
 
 
 class RequestAccepted(Event, frozen=True, tag="request.accepted"):
-    """A valid request came in: `isl` prompt tokens for `model`."""
+    """A valid request came in at a frontend: `isl` prompt tokens for `model`."""
 
     request_id: str
+    frontend_id: int
+    """u64, drawn afresh at every start of a frontend process."""
     model: str
     endpoint: str
     isl: int

@@ -1,0 +1,71 @@
+"""Sets of slots as integers: bit i of a mask stands for slot i.
+
+Plain ints beat every set type here: thousands of blocks share one mask, a union or intersection of
+a thousand slots takes some 40 ns, and equal masks compare at once.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import TypeVar
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def match_depths(get: Callable[[K], int | None], keys: Sequence[K]) -> list[tuple[int, int]]:
+    """Group the slots that hold `keys[0]` by how many leading keys they hold.
+
+    get: the mask of the slots that hold a key; None or 0 for none. Along `keys` the masks only
+        shrink: every slot in the mask of a key is in the mask of the key before it. (Where they do
+        not, the depths are upper bounds.)
+    Returns (mask, depth): depths strictly ascending, 1..len(keys), masks disjoint and none 0.
+    O(g · log(n / g)) look-ups for n keys and g groups.
+    """
+    if not keys or not (mask := get(keys[0])):
+        return []
+    groups: list[tuple[int, int]] = []
+    # The slots of `mask` hold all keys up to `low`; `probes` are known masks above, nearest last.
+    low, end = 0, len(keys)
+    probes = [(end - 1, get(keys[end - 1]) or 0)]
+    while probes:
+        high, above = probes[-1]
+        above &= mask
+        if above == mask:
+            low = high
+            probes.pop()
+        elif high > low + 1:
+            middle = (low + high) // 2
+            probes.append((middle, get(keys[middle]) or 0))
+        else:
+            groups.append((mask ^ above, high))
+            if not above:
+                return groups
+            low, mask = high, above
+            probes.pop()
+    groups.append((mask, end))
+    return groups
+
+
+def select(mask: int, items: Sequence[T]) -> list[T]:
+    """The items at the mask's bits, in order: `items[i]` for each bit i.
+
+    items: one per slot, at least up to the mask's highest. About 10 ns a slot, or 150 ns a bit
+    where few are set.
+    """
+    if mask.bit_count() * 16 > mask.bit_length():
+        return list(compress(items, f"{mask:b}".encode().translate(_ZERO_ONE)[::-1]))
+    selected = []
+    while mask:
+        slot = mask.bit_length() - 1
+        selected.append(items[slot])
+        mask ^= 1 << slot
+    return selected[::-1]
+
+
+def slots_of(mask: int) -> list[int]:
+    """The slots in a mask, ascending. Cost as `select`."""
+    return select(mask, range(mask.bit_length()))
+
+
+_ZERO_ONE = bytes(code == ord("1") for code in range(256))
+"""Translates binary digits to truth values."""

@@ -1,0 +1,268 @@
+"""How a fact changes belief: `apply` is the only function that changes a `RouterState`.
+
+It is pure, synchronous and total: no clock, no I/O, no randomness, and no exception on any record
+that follows the last one. What cannot be applied is counted in `state.anomalies`.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from eventstore import codec
+from eventstore.errors import LogGap
+from eventstore.events import (
+    AllBlocksCleared,
+    AnyEvent,
+    BlockRemoved,
+    BlockStored,
+    BusyThresholdChanged,
+    Event,
+    KvRebased,
+    OutputGrown,
+    PrefillCompleted,
+    RequestAccepted,
+    RequestCancelled,
+    RequestCompleted,
+    RequestFailed,
+    RequestMigrated,
+    RequestQueued,
+    RequestRejected,
+    RequestRouted,
+    SnapshotTaken,
+    StateReset,
+    WorkerRegistered,
+    WorkerRemoved,
+)
+from eventstore.log import Record
+from indexer.radix import WorkerRank
+from router.lifecycle import Phase, next_phase
+from router.state import PRODUCERS_MAX, REMOVED_MAX, LiveRequest, Producer, RouterState
+
+
+def apply(state: RouterState, record: Record) -> list[AnyEvent]:
+    """Move `state` past `record` and return the events that were applied.
+
+    A record at or below the cursor is a redelivery and changes nothing. LogGap if records are
+    missing in between; the state is then unchanged.
+    """
+    if record.seq <= state.cursor:
+        return []
+    if record.seq != state.cursor + 1:
+        raise LogGap(expected=state.cursor + 1, got=record.seq)
+    decoded = codec.decode(record.data)
+    for unreadable in decoded.unreadable:
+        state.anomalies.unreadable += 1
+        what = f"{record.seq}.{unreadable.index}".encode()
+        state.unreadable_chain = zlib.crc32(what, state.unreadable_chain)
+    events = [] if decoded.batch is None else _unseen(state, decoded)
+    for event in events:
+        HANDLERS[type(event)](state, event)
+    state.cursor = record.seq
+    state.time_ns = record.time_ns
+    return events
+
+
+def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
+    """The batch's events that its producer had not written before."""
+    batch = decoded.batch
+    assert batch is not None
+    known = state.producers.get(batch.producer)
+    end = batch.first + decoded.count
+    if known is None or batch.epoch > known.epoch:
+        if known is None and len(state.producers) >= PRODUCERS_MAX:
+            state.producers.popitem(last=False)
+        state.producers[batch.producer] = Producer(batch.epoch, end)
+        state.producers.move_to_end(batch.producer)
+        return batch.events
+    state.producers.move_to_end(batch.producer)
+    if batch.epoch < known.epoch:
+        state.anomalies.duplicates += decoded.count
+        return []
+    if batch.first >= known.next:
+        state.anomalies.producer_gaps += batch.first > known.next
+        known.next = end
+        return batch.events
+    seen = min(known.next - batch.first, decoded.count)
+    state.anomalies.duplicates += seen
+    known.next = max(known.next, end)
+    if not decoded.unreadable:
+        return batch.events[seen:]
+    bad = {unreadable.index for unreadable in decoded.unreadable}
+    readable = (index for index in range(decoded.count) if index not in bad)
+    return [e for index, e in zip(readable, batch.events, strict=True) if index >= seen]
+
+
+# --- KV cache -------------------------------------------------------------------------------------
+
+
+def _rank(state: RouterState, worker_id: int, dp_rank: int) -> WorkerRank | None:
+    worker = state.workers.get(worker_id)
+    if worker is None or not 0 <= dp_rank - worker.dp_start < worker.dp_size:
+        state.anomalies.unknown_worker += 1
+        return None
+    return WorkerRank(worker_id, dp_rank)
+
+
+def _block_stored(state: RouterState, event: BlockStored) -> None:
+    rank = _rank(state, event.worker_id, event.dp_rank)
+    if rank is not None:
+        state.tree.store(rank, event.parent_hash, event.sequence_hashes)
+
+
+def _block_removed(state: RouterState, event: BlockRemoved) -> None:
+    rank = _rank(state, event.worker_id, event.dp_rank)
+    if rank is not None:
+        state.tree.remove(rank, event.sequence_hashes)
+
+
+def _cleared(state: RouterState, event: AllBlocksCleared | KvRebased) -> None:
+    rank = _rank(state, event.worker_id, event.dp_rank)
+    if rank is not None:
+        state.tree.clear(rank)
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def _worker_registered(state: RouterState, event: WorkerRegistered) -> None:
+    if event.worker_id in state.removed_workers:
+        state.anomalies.unknown_worker += 1
+        return
+    before = state.workers.get(event.worker_id)
+    if before is not None:
+        _forget_ranks(state, event.worker_id)
+    state.workers[event.worker_id] = event
+    for rank in state.ranks_of(event.worker_id):
+        state.active.add_slot(state.tree.add_rank(rank))
+    state.workers_version += 1
+
+
+def _worker_removed(state: RouterState, event: WorkerRemoved) -> None:
+    if event.worker_id not in state.workers:
+        state.anomalies.unknown_worker += 1
+        return
+    _forget_ranks(state, event.worker_id)
+    del state.workers[event.worker_id]
+    state.removed_workers[event.worker_id] = None
+    if len(state.removed_workers) > REMOVED_MAX:
+        state.removed_workers.popitem(last=False)
+    state.workers_version += 1
+
+
+def _forget_ranks(state: RouterState, worker_id: int) -> None:
+    """Blocks and bookings go with the ranks; requests there wait for a new choice or their end."""
+    for rank in state.ranks_of(worker_id):
+        for request_id in state.active.drop_slot(state.tree.slot_of(rank)):
+            live = state.requests[request_id]
+            live.phase, live.slot = Phase.ACCEPTED, -1
+        state.tree.remove_rank(rank)
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def _advance(state: RouterState, request_id: str, event: type[Event]) -> LiveRequest | None:
+    """Move the request to the phase that `event` leads to; None, counted, if it may not happen."""
+    live = state.requests.get(request_id)
+    phase = None if live is None else next_phase(live.phase, event)
+    if live is None or phase is None:
+        state.anomalies.out_of_order += 1
+        return None
+    live.phase = phase
+    return live
+
+
+def _accepted(state: RouterState, event: RequestAccepted) -> None:
+    if event.request_id in state.requests:
+        state.anomalies.out_of_order += 1
+        return
+    state.requests[event.request_id] = LiveRequest(Phase.ACCEPTED, event.frontend_id)
+
+
+def _queued(state: RouterState, event: RequestQueued) -> None:
+    _advance(state, event.request_id, RequestQueued)
+
+
+def _routed(state: RouterState, event: RequestRouted) -> None:
+    rank = _rank(state, event.worker_id, event.dp_rank)
+    if rank is None:
+        return
+    live = _advance(state, event.request_id, RequestRouted)
+    if live is None:
+        return
+    live.slot = state.tree.slot_of(rank)
+    live.attempt = event.attempt
+    block_size = state.workers[event.worker_id].block_size
+    prefill_tokens = max(0, event.isl - event.overlap_blocks * block_size)
+    state.active.book(event.request_id, live.slot, prefill_tokens, event.sequence_hashes)
+
+
+def _prefill_completed(state: RouterState, event: PrefillCompleted) -> None:
+    if _advance(state, event.request_id, PrefillCompleted) is not None:
+        state.active.prefill_completed(event.request_id)
+
+
+def _output_grown(state: RouterState, event: OutputGrown) -> None:
+    _advance(state, event.request_id, OutputGrown)
+
+
+def _migrated(state: RouterState, event: RequestMigrated) -> None:
+    live = _advance(state, event.request_id, RequestMigrated)
+    if live is not None:
+        live.slot = -1
+        state.active.free(event.request_id)
+
+
+def _ended(
+    state: RouterState,
+    event: RequestCompleted | RequestFailed | RequestCancelled | RequestRejected,
+) -> None:
+    if _advance(state, event.request_id, type(event)) is not None:
+        del state.requests[event.request_id]
+        state.active.free(event.request_id)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+def _threshold_changed(state: RouterState, event: BusyThresholdChanged) -> None:
+    state.thresholds[event.model] = event
+
+
+def _reset(state: RouterState, event: StateReset) -> None:
+    """Empty everything but the position and what must outlive it: who wrote how far."""
+    empty = RouterState()
+    empty.producers = state.producers
+    empty.removed_workers = state.removed_workers
+    empty.workers_version = state.workers_version + 1
+    cursor, time_ns = state.cursor, state.time_ns
+    state.__dict__.update(empty.__dict__)
+    state.cursor, state.time_ns = cursor, time_ns
+
+
+def _snapshot_taken(state: RouterState, event: SnapshotTaken) -> None:
+    """A snapshot says nothing new about the state."""
+
+
+HANDLERS: Final[Mapping[type[Event], Callable[[RouterState, Any], None]]] = {
+    BlockStored: _block_stored,
+    BlockRemoved: _block_removed,
+    AllBlocksCleared: _cleared,
+    KvRebased: _cleared,
+    WorkerRegistered: _worker_registered,
+    WorkerRemoved: _worker_removed,
+    RequestAccepted: _accepted,
+    RequestQueued: _queued,
+    RequestRouted: _routed,
+    PrefillCompleted: _prefill_completed,
+    OutputGrown: _output_grown,
+    RequestMigrated: _migrated,
+    RequestCompleted: _ended,
+    RequestFailed: _ended,
+    RequestCancelled: _ended,
+    RequestRejected: _ended,
+    BusyThresholdChanged: _threshold_changed,
+    StateReset: _reset,
+    SnapshotTaken: _snapshot_taken,
+}
+"""One handler per event type; a test holds the table to `AnyEvent`."""

@@ -1,0 +1,147 @@
+"""What a router measures: the peer's names where it has them, `reckon_` names for the log's side."""
+
+from prometheus_client import CollectorRegistry
+
+from eventstore.metrics import Metric, build
+from eventstore.publisher import Publisher
+from router.replica import Replica
+from router.router import Router, Timings
+
+_FINE_MS = tuple(0.001 * 2**k for k in range(15))
+_COARSE_MS = tuple(0.01 * 3**k for k in range(17))
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "dynamo_router_overhead_block_hashing_ms",
+        "histogram",
+        "Time to hash a prompt's blocks, local and chained, in ms.",
+        ("router_id",),
+        _FINE_MS,
+    ),
+    Metric(
+        "dynamo_router_overhead_indexer_find_matches_ms",
+        "histogram",
+        "Time to find each rank's overlap with a prompt, in ms.",
+        ("router_id",),
+        _COARSE_MS,
+    ),
+    Metric(
+        "dynamo_router_overhead_scheduling_ms",
+        "histogram",
+        "Time to choose a rank once overlaps are known, in ms.",
+        ("router_id",),
+        _COARSE_MS,
+    ),
+    Metric(
+        "dynamo_router_overhead_total_ms",
+        "histogram",
+        "Time of hashing, matching and choosing together, in ms.",
+        ("router_id",),
+        _COARSE_MS,
+    ),
+    Metric(
+        "dynamo_router_requests_total",
+        "counter",
+        "Requests routed.",
+        ("router_id",),
+    ),
+    Metric(
+        "dynamo_router_kv_hit_rate",
+        "histogram",
+        "Overlap that the index predicted on the chosen rank, as a share of the prompt's blocks.",
+        ("router_id",),
+        tuple(round(0.05 * k, 2) for k in range(21)),
+    ),
+    Metric("reckon_replica_cursor", "gauge", "Sequence of the last log record applied."),
+    Metric("reckon_replica_head", "gauge", "Last known sequence of the log."),
+    Metric("reckon_replica_lag_records", "gauge", "Records between the cursor and the head."),
+    Metric("reckon_replica_lag_seconds", "gauge", "Age of the last applied record while behind."),
+    Metric("reckon_replica_ready", "gauge", "1 once the head seen at the start has been passed."),
+    Metric(
+        "reckon_replica_digest",
+        "gauge",
+        "The cursor, labelled with the digest of the state there: equal cursors, equal digests.",
+        ("digest",),
+    ),
+    Metric("reckon_replica_restarts_total", "counter", "Times the state was thrown away."),
+    Metric("reckon_events_applied_total", "counter", "Events applied, by tag.", ("type",)),
+    Metric(
+        "reckon_anomalies_total",
+        "counter",
+        "What the log said that could not be applied as said, by kind.",
+        ("kind",),
+    ),
+    Metric("reckon_index_blocks", "gauge", "Distinct blocks in the index."),
+    Metric("reckon_index_pairs", "gauge", "(block, rank) pairs in the index."),
+    Metric("reckon_active_requests", "gauge", "Requests in the folded state that have not ended."),
+    Metric("reckon_overlay_bookings", "gauge", "Own decisions that the fold does not count yet."),
+    Metric("reckon_log_buffered_events", "gauge", "Own facts that the log has not acknowledged."),
+    Metric("reckon_log_buffered_events_max", "gauge", "Bound of that buffer."),
+    Metric("reckon_log_appended_events_total", "counter", "Own facts acknowledged by the log."),
+    Metric("reckon_log_append_retries_total", "counter", "Batches that had to be sent again."),
+)
+
+
+class RouterMetrics:
+    """Histograms are fed as decisions are made; the rest is read from the parts at a scrape."""
+
+    def __init__(
+        self, registry: CollectorRegistry, replica: Replica, router: Router, publisher: Publisher
+    ) -> None:
+        self._built = build(METRICS, registry)
+        self._replica = replica
+        self._router = router
+        self._publisher = publisher
+        self._counted: dict[tuple[str, str], float] = {}
+        histograms, router_id = self._built.histograms, router.router_id
+        overhead = "dynamo_router_overhead_"
+        self._hashing = histograms[overhead + "block_hashing_ms"].labels(router_id)
+        self._matching = histograms[overhead + "indexer_find_matches_ms"].labels(router_id)
+        self._scheduling = histograms[overhead + "scheduling_ms"].labels(router_id)
+        self._total = histograms[overhead + "total_ms"].labels(router_id)
+        self._hit_rate = histograms["dynamo_router_kv_hit_rate"].labels(router_id)
+        self._requests = self._built.counters["dynamo_router_requests_total"].labels(router_id)
+
+    def routed(self, hashing_s: float, timings: Timings, hit_rate: float | None) -> None:
+        """One decision. hit_rate: None for a prompt of no complete block."""
+        self._requests.inc()
+        self._hashing.observe(hashing_s * 1e3)
+        self._matching.observe(timings.find_matches_s * 1e3)
+        self._scheduling.observe(timings.scheduling_s * 1e3)
+        self._total.observe((hashing_s + timings.find_matches_s + timings.scheduling_s) * 1e3)
+        if hit_rate is not None:
+            self._hit_rate.observe(hit_rate)
+
+    def collect(self) -> None:
+        """Bring gauges and counters up to date; called once a scrape."""
+        status, state = self._replica.status(), self._replica.state
+        gauges = self._built.gauges
+        gauges["reckon_replica_cursor"].set(status.cursor)
+        gauges["reckon_replica_head"].set(status.head)
+        gauges["reckon_replica_lag_records"].set(status.lag_records)
+        gauges["reckon_replica_lag_seconds"].set(status.lag_s)
+        gauges["reckon_replica_ready"].set(self._replica.is_ready)
+        gauges["reckon_replica_digest"].clear()
+        gauges["reckon_replica_digest"].labels(status.digest).set(status.cursor)
+        gauges["reckon_index_blocks"].set(state.tree.block_count)
+        gauges["reckon_index_pairs"].set(state.tree.pair_count)
+        gauges["reckon_active_requests"].set(len(state.requests))
+        gauges["reckon_overlay_bookings"].set(self._router.overlay_bookings)
+        gauges["reckon_log_buffered_events"].set(self._publisher.buffered)
+        gauges["reckon_log_buffered_events_max"].set(self._publisher.events_max)
+        self._advance("reckon_replica_restarts_total", "", self._replica.restarts)
+        self._advance("reckon_log_appended_events_total", "", self._publisher.appended_events)
+        self._advance("reckon_log_append_retries_total", "", self._publisher.retries)
+        for tag, count in self._replica.applied_by_tag().items():
+            self._advance("reckon_events_applied_total", tag, count)
+        for kind in state.anomalies.__struct_fields__:
+            self._advance("reckon_anomalies_total", kind, getattr(state.anomalies, kind))
+
+    def _advance(self, name: str, label: str, value: float) -> None:
+        """Raise a counter to `value`; a smaller value (state restarted) begins a new count."""
+        counter = self._built.counters[name]
+        before = self._counted.get((name, label), 0)
+        self._counted[(name, label)] = value
+        (counter.labels(label) if label else counter).inc(
+            value - before if value >= before else value
+        )
