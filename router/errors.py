@@ -1,11 +1,11 @@
 """Why a request could not be routed.
 
-    RouterError
-    ├── NoWorkers         no live worker serves the model
-    ├── UnknownWorker     the caller named a worker or rank that does not serve the model
-    ├── WorkerRequired    direct mode, and the caller named none
-    ├── ReplicaNotReady   the state is still being read from the log
-    └── LogBacklogFull    too many facts wait for the log; a new request could not be recorded
+RouterError
+├── NoWorkers         no live worker serves the model
+├── UnknownWorker     the caller named a worker or rank that does not serve the model
+├── WorkerRequired    direct mode, and the caller named none
+├── ReplicaNotReady   the state is still being read from the log
+└── LogBacklogFull    too many facts wait for the log; a new request could not be recorded
 """
 
 

@@ -1,0 +1,228 @@
+"""The shapes of request bodies of /v1/chat/completions and /v1/completions, field by field.
+
+What a type and a range can say is said here, in msgspec's terms; `frontend.openai` has the rules
+between fields. A field is in one of three groups:
+
+- **Used.** It does what it says.
+- **Without effect here, by its definition**, hence taken whatever it says: `user`, `metadata`,
+  `safety_identifier` (they label a request), `prompt_cache_key` (a hint), `parallel_tool_calls`
+  (there are no tools).
+- **Not available yet** (`LATER`): known to clients, its machinery not built. A value that asks for
+  nothing (`n: 1`, `tools: []`, `store: false`) passes, any other is refused by name.
+
+Any other field is unknown and refused. Messages are the exception: keys that are not in `Message`
+go to the chat template as they came, for templates have keys of their own (`reasoning_content`).
+"""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+STOP_TOKEN_IDS_MAX = 1024
+_U32_MAX = 2**32 - 1
+
+TokenId = Annotated[int, Meta(ge=0, le=_U32_MAX)]
+Name = Annotated[str, Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=1, le=_U32_MAX)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+Later: TypeAlias = Any
+"""A field of this type is not available yet, whatever it holds."""
+
+
+class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class NvExt(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The peer's extensions. backend_instance_id: the worker to send to, a u64. extra_fields: what
+    the answer's `nvext` shall say: worker_id, predicted_cached_tokens."""
+
+    backend_instance_id: Annotated[int, Meta(ge=0)] | None = None
+    extra_fields: list[str] | None = None
+
+    annotations: list[str] | None = None
+    greed_sampling: bool | None = None
+    use_raw_prompt: bool | None = None
+    token_data: Later = None
+    max_thinking_tokens: Later = None
+    prefill_worker_id: Later = None
+    decode_worker_id: Later = None
+    dp_rank: Later = None
+    prefill_dp_rank: Later = None
+    agent_hints: Later = None
+    agent_context: Later = None
+    session_control: Later = None
+    cache_control: Later = None
+    cache_salt: Later = None
+    metadata_upload: Later = None
+    request_timestamp_ms: Later = None
+    routing_constraints: Later = None
+    router: Later = None
+
+
+class CommonRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both endpoints take. A null is a field that was not given."""
+
+    model: Name
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: _Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_U32_MAX)] | None = None
+    ignore_eos: bool | None = None
+    stop: str | list[str | TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=STOP_TOKEN_IDS_MAX)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: _Share | None = None
+    min_p: _Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_U32_MAX)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    nvext: NvExt | None = None
+
+    user: Name | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    detokenize: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    prompt_logprobs: Later = None
+    allowed_token_ids: Later = None
+    bad_words_token_ids: Later = None
+    cache_salt: Later = None
+    guided_json: Later = None
+    guided_regex: Later = None
+    guided_grammar: Later = None
+    guided_choice: Later = None
+    guided_decoding_backend: Later = None
+    guided_whitespace_pattern: Later = None
+    mm_processor_kwargs: Later = None
+    media_io_kwargs: Later = None
+
+
+class ChatRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    """Each keeps the rules of `Message`, and has whatever else the client sent."""
+    max_completion_tokens: _Count | None = None
+    """Wins over max_tokens."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    chat_template_args: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+
+    parallel_tool_calls: bool | None = None
+
+    continue_final_message: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[Any], Meta(max_length=1536)] | None = None
+    tool_choice: Later = None
+    functions: Annotated[list[Any], Meta(max_length=1536)] | None = None
+    function_call: Later = None
+    response_format: Later = None
+    modalities: list[str] | None = None
+    audio: Later = None
+    prediction: Later = None
+    web_search_options: Later = None
+    thinking: Later = None
+    thinking_token_budget: Later = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class CompletionRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | list[str | TokenId | list[TokenId]]
+
+    best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
+class Function(Struct):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(Struct):
+    function: Function
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class Part(Struct):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Message(Struct):
+    """What a message must be, whatever else it has."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: Function | None = None
+    audio: Later = None
+
+
+_IDLE: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "detokenize": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "continue_final_message": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "echo": (False,),
+    "suffix": ("",),
+    "annotations": ([],),
+    "greed_sampling": (False,),
+    "use_raw_prompt": (False,),
+}
+
+LATER: dict[type[Struct], dict[str, tuple[object, ...]]] = {
+    shape: {
+        field.name: _IDLE.get(field.name, ())
+        for field in msgspec.structs.fields(shape)
+        if field.name in _IDLE or field.type is Later
+    }
+    for shape in (ChatRequest, CompletionRequest, NvExt)
+}
+"""Shape → its fields that are not available yet → their values that ask for nothing."""
+
+EXTRA_FIELDS = ("worker_id", "predicted_cached_tokens")
+EXTRA_FIELDS_LATER = (
+    "timing",
+    "token_ids",
+    "routed_experts",
+    "completion_token_ids",
+    "prompt_token_ids",
+    "stop_reason",
+    "engine_data",
+)
+PARTS_LATER = ("image_url", "video_url", "audio_url", "input_audio", "file")
