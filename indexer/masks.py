@@ -24,26 +24,32 @@ def match_depths(get: Callable[[K], int | None], keys: Sequence[K]) -> list[tupl
     if not keys or not (mask := get(keys[0])):
         return []
     groups: list[tuple[int, int]] = []
-    # The slots of `mask` hold all keys up to `low`; `probes` are known masks above, nearest last.
-    low, end = 0, len(keys)
-    probes = [(end - 1, get(keys[end - 1]) or 0)]
-    while probes:
-        high, above = probes[-1]
-        above &= mask
-        if above == mask:
-            low = high
-            probes.pop()
-        elif high > low + 1:
+    # All keys up to `low` have the slots of `mask`; the key at `high` has only those of `above`,
+    # and `farther` are such pairs beyond it, nearest last.
+    low, high = 0, len(keys) - 1
+    above = (get(keys[high]) or 0) & mask
+    farther: list[tuple[int, int]] = []
+    while True:
+        while above != mask:
+            if high == low + 1:
+                groups.append((mask ^ above, high))
+                if not above:
+                    return groups
+                mask = above
+                break
             middle = (low + high) // 2
-            probes.append((middle, get(keys[middle]) or 0))
-        else:
-            groups.append((mask ^ above, high))
-            if not above:
-                return groups
-            low, mask = high, above
-            probes.pop()
-    groups.append((mask, end))
-    return groups
+            between = (get(keys[middle]) or 0) & mask
+            if between == mask:
+                low = middle
+            else:
+                farther.append((high, above))
+                high, above = middle, between
+        if not farther:
+            groups.append((mask, len(keys)))
+            return groups
+        low = high
+        high, above = farther.pop()
+        above &= mask
 
 
 def select(mask: int, items: Sequence[T]) -> list[T]:
@@ -52,7 +58,7 @@ def select(mask: int, items: Sequence[T]) -> list[T]:
     items: one per slot, at least up to the mask's highest. About 10 ns a slot, or 150 ns a bit
     where few are set.
     """
-    if mask.bit_count() * 16 > mask.bit_length():
+    if mask.bit_count() * 16 > mask.bit_length() + 48:
         return list(compress(items, f"{mask:b}".encode().translate(_ZERO_ONE)[::-1]))
     selected = []
     while mask:

@@ -37,9 +37,9 @@ class WorkerRank(NamedTuple):
 class RadixTree:
     """The blocks of every registered rank. Hashes are u64 sequence hashes throughout.
 
-    Every method that takes a rank raises KeyError for one that is not registered. Repeated hashes
-    in one call count once. Slots are reused; only `slot_of` and the masks of `match_depths` show
-    them, and they are good until the next change of ranks.
+    Every method that takes a rank, but `add_rank`, raises KeyError for one that is not registered.
+    Hashes repeated in one call count once. A rank keeps its slot until it is removed, then the slot
+    may go to another; only `slot_of` and the masks of `match_depths` show slots.
     """
 
     def __init__(self) -> None:
@@ -161,9 +161,8 @@ class RadixTree:
         """
         cache = self._caches[rank]
         removed = cache.remove(sequence_hashes)
-        bit = self._note_holes(rank, cache)
         if removed:
-            self._drop_holder(bit, removed)
+            self._drop_holder(self._note_holes(rank, cache), removed)
         return len(removed)
 
     def clear(self, rank: WorkerRank) -> int:

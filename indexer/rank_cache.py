@@ -10,7 +10,7 @@ from itertools import repeat, takewhile
 U64_MASK = 2**64 - 1
 BRANCHES_MIN = 64
 """Branches that a rank may keep however few blocks it holds."""
-_ABSENT = -1  # no u64
+_ABSENT = 2**64  # beyond every hash
 
 
 class RankCache:

@@ -1,8 +1,8 @@
 """The load that unfinished requests put on ranks: prefill tokens and distinct active blocks.
 
 A booking references every complete block of its prompt, and always a whole chain from the root, so
-along a chain the set of ranks on which a block is active only shrinks: the same bisection that finds
-cached prefixes finds how much of a prompt is already active on each rank.
+along a chain the set of ranks on which a block is active only shrinks: the same bisection that
+finds cached prefixes finds how much of a prompt is already active on each rank.
 
 Ranks are small integers here (the slots of the index), so that load is two plain lists.
 """

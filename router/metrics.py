@@ -1,4 +1,4 @@
-"""What a router measures: the peer's names where it has them, `reckon_` names for the log's side."""
+"""What a router measures: the peer's names where it has them, `reckon_` names for the rest."""
 
 from prometheus_client import CollectorRegistry
 

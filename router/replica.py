@@ -1,8 +1,8 @@
 """Keeps one `RouterState` at the head of the log.
 
 Recovery, restart and normal running are one path: read from a position, apply, go on for ever. A
-following that breaks is taken up again after the last applied record; one that shows missing records
-throws the state away and reads again from where the log now begins.
+following that breaks is taken up again after the last applied record; one that shows missing
+records throws the state away and reads again from where the log now begins.
 """
 
 import asyncio
@@ -87,14 +87,13 @@ class Replica:
     def status(self) -> ReplicaStatus:
         cursor, head = self.state.cursor, self.head
         lag_s = 0.0 if head <= cursor else max(0, self._now_ns() - self.state.time_ns) / 1e9
+        why = self._trouble
         if self._target is None:
-            phase, why = ReplicaPhase.STARTING, self._trouble or "waiting for the log"
+            phase, why = ReplicaPhase.STARTING, why or "waiting for the log"
         elif not self.is_ready:
-            phase, why = ReplicaPhase.CATCHING_UP, self._trouble
-        elif self._trouble is not None:
-            phase, why = ReplicaPhase.DEGRADED, self._trouble
+            phase = ReplicaPhase.CATCHING_UP
         else:
-            phase, why = ReplicaPhase.READY, None
+            phase = ReplicaPhase.READY if why is None else ReplicaPhase.DEGRADED
         return ReplicaStatus(phase, why, cursor, head, head - cursor, lag_s, self.state.digest())
 
     def applied_by_tag(self) -> dict[str, int]:

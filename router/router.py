@@ -1,8 +1,8 @@
 """Where requests go: decide from the state at hand, record the decision, keep its booking.
 
-A decision is made once, by one replica, and appended with its reasons. Until the log delivers it back
-it sits in the overlay, a second set of bookings that is added to the folded load; so a burst of
-requests does not all see the same idle worker. With replica sync off, only this frontend's own
+A decision is made once, by one replica, and appended with its reasons. Until the log delivers it
+back it sits in the overlay, a second set of bookings that is added to the folded load; so a burst
+of requests does not all see the same idle worker. With replica sync off, only this frontend's own
 requests count, and the overlay then keeps them until they end.
 """
 

@@ -21,7 +21,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     """Prompt and output tokens together, at most."""
     files: dict[str, str]
     """File name → SHA-256 (hex): tokenizer.json, tokenizer_config.json, …"""
-    model_types: list[str] = ["chat", "completions"]
+    model_types: list[str] = msgspec.field(default_factory=lambda: ["chat", "completions"])
     worker_type: str = "aggregated"
     """aggregated, prefill or decode."""
     eos_token_ids: list[int] = []
@@ -54,6 +54,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     card: ModelCard
     dp_start: int = 0
     dp_size: int = 1
+    registered_seq: int = 0
+    """Log position of its `worker.registered`; 0: not known."""
 
     def ranks(self) -> range:
         return range(self.dp_start, self.dp_start + self.dp_size)

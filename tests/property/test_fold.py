@@ -167,11 +167,7 @@ def test_a_removed_worker_takes_its_blocks_and_bookings_and_stays_away() -> None
         ("request.1", [events.RequestAccepted("a", 1, "m", "chat", 8, None, True)]),
         (
             "request.1b",
-            [
-                events.RequestRouted(
-                    "a", 0, 1, 0, "kv", 8, 0, [10, 11], 3, 1.0, 0.0, 1, [], "m"
-                )
-            ],
+            [events.RequestRouted("a", 0, 1, 0, "kv", 8, 0, [10, 11], 3, 1.0, 0.0, 1, [], "m")],
         ),
     ]
     state = RouterState()

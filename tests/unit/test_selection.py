@@ -47,7 +47,9 @@ def test_temperature_does_not_depend_on_the_gap(
     """Of two candidates the better one gets 1 / (1 + e^(-1/T)), whatever lies between them."""
     assert math.isclose(1 / (1 + math.exp(-1 / temperature)), share, abs_tol=0.001)
     rng = Random(7)
-    drawn = Counter(pick([10.0, 10.0 + gap], [0, 0].__getitem__, temperature, rng) for _ in range(20_000))
+    drawn = Counter(
+        pick([10.0, 10.0 + gap], [0, 0].__getitem__, temperature, rng) for _ in range(20_000)
+    )
     assert abs(drawn[0] / 20_000 - share) < 0.015
 
 

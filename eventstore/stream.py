@@ -1,0 +1,217 @@
+"""The JetStream stream of a namespace: what it must be like, its state, its making."""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from eventstore.connect import REQUEST_TIMEOUT_S, JetStreamRefused, Nats, NoResponders
+from eventstore.errors import LogUnavailable
+from eventstore.subjects import stream_name, stream_subjects
+
+DUPLICATE_WINDOW_S: Final = 120
+ENSURE_EVERY_S = 1.0
+ENSURE_TIMEOUT_S = 1.0
+"""A stream that is between two leaders does not answer, and appends should not wait for that."""
+RETRY_S = 0.2
+_NS = 1_000_000_000
+
+STREAM_NOT_FOUND = 10059
+_NAME_IN_USE = 10058
+_NO_MESSAGE = 10037
+_NOT_ENABLED = (10039, 10076)
+
+_REQUIRED: Final[Mapping[str, object]] = {
+    "retention": "limits",
+    "storage": "file",
+    "max_msgs": -1,
+    "max_bytes": -1,
+    "max_age": 0,
+    "max_msgs_per_subject": -1,
+    "max_msg_size": -1,
+    "duplicate_window": DUPLICATE_WINDOW_S * _NS,
+    "sealed": False,
+    "deny_purge": False,
+    "no_ack": False,
+}
+"""Without these the log would forget, refuse or repeat records on its own."""
+
+
+class StreamState(Struct, frozen=True):
+    """messages: how many are stored. An empty new stream has first_seq = last_seq = 0."""
+
+    messages: int
+    bytes: int
+    first_seq: int
+    last_seq: int
+
+
+class StreamInfo(Struct, frozen=True):
+    """What the server says of a stream. `created` tells one life of it from another."""
+
+    created: str
+    state: StreamState
+    config: dict[str, object]
+
+
+class _Message(Struct, frozen=True):
+    seq: int
+    hdrs: bytes = b""
+
+
+class _Found(Struct, frozen=True):
+    message: _Message
+
+
+class _Purged(Struct, frozen=True):
+    success: bool
+
+
+class _Names(Struct, frozen=True):
+    streams: list[str] | None = None
+
+
+class Stream:
+    """The stream of `namespace`, `RECKON_<namespace>`, over `reckon.<namespace>.>`."""
+
+    def __init__(self, nats: Nats, namespace: str, *, replicas: int = 1) -> None:
+        """replicas: of a stream that is made; an existing one keeps what it has."""
+        self.name = stream_name(namespace)
+        self.subjects = stream_subjects(namespace)
+        self._nats = nats
+        self._replicas = replicas
+        self._ensured_at: float | None = None
+        self._ensuring = asyncio.Lock()
+
+    async def open(self, *, create: bool, wait_s: float) -> StreamInfo:
+        """Find the stream, or make it if `create`, and check that it fits.
+
+        A cluster that still elects its leaders is given `wait_s` seconds. Raises LogUnavailable.
+        """
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while True:
+            try:
+                return await self._find_or_create() if create else await self._find()
+            except (NoResponders, NoSuchStream, UnfitStream):
+                raise
+            except JetStreamRefused as refused:
+                if refused.error.err_code in _NOT_ENABLED:
+                    raise LogUnavailable(
+                        f"JetStream is not enabled for this account on {self._nats.url}",
+                        "enable it for the account, or connect as another user",
+                    ) from refused
+                if refused.final or asyncio.get_running_loop().time() >= deadline:
+                    raise
+            except LogUnavailable:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+            await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))
+
+    async def ensure(self) -> None:
+        """Make the stream again if it is gone. Asks the server at most once a second.
+
+        Raises LogUnavailable.
+        """
+        async with self._ensuring:
+            now = asyncio.get_running_loop().time()
+            if self._ensured_at is not None and now - self._ensured_at < ENSURE_EVERY_S:
+                return
+            self._ensured_at = now
+            try:
+                await self.info(ENSURE_TIMEOUT_S)
+            except JetStreamRefused as refused:
+                if refused.error.err_code != STREAM_NOT_FOUND:
+                    raise
+                await self._find_or_create()
+
+    async def info(self, timeout_s: float = REQUEST_TIMEOUT_S) -> StreamInfo:
+        """The stream's present state, from its leader. Raises LogUnavailable."""
+        return await self._nats.api(f"STREAM.INFO.{self.name}", None, StreamInfo, timeout_s)
+
+    async def last_with_id(self, subject: str, msg_id: str) -> int | None:
+        """The seq of the last message on `subject` if `msg_id` is its id. Raises LogUnavailable."""
+        try:
+            found = await self._nats.api(
+                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": subject}, _Found
+            )
+        except JetStreamRefused as refused:
+            if refused.error.err_code != _NO_MESSAGE:
+                raise
+            return None
+        lines = found.message.hdrs.split(b"\r\n")
+        return found.message.seq if b"Nats-Msg-Id: " + msg_id.encode() in lines else None
+
+    async def purge(self, before_seq: int) -> None:
+        """Remove the messages below `before_seq`, which is 1 or more. Raises LogUnavailable."""
+        # Seq 0 would mean all of it, and one beyond the head would move the numbering.
+        state = (await self.info()).state
+        seq = min(before_seq, state.last_seq + 1)
+        if seq > max(state.first_seq, 1):
+            await self._nats.api(f"STREAM.PURGE.{self.name}", {"seq": seq}, _Purged)
+
+    async def _find(self) -> StreamInfo:
+        try:
+            info = await self.info()
+        except JetStreamRefused as refused:
+            if refused.error.err_code != STREAM_NOT_FOUND:
+                raise
+            raise NoSuchStream(self.name, self._nats.url, await self._others()) from refused
+        self._check(info)
+        return info
+
+    async def _find_or_create(self) -> StreamInfo:
+        try:
+            return await self._find()
+        except NoSuchStream:
+            pass
+        try:
+            info = await self._nats.api(f"STREAM.CREATE.{self.name}", self._config(), StreamInfo)
+        except JetStreamRefused as refused:
+            if refused.error.err_code != _NAME_IN_USE:
+                raise
+            return await self._find()  # somebody else was quicker, with other replicas
+        self._check(info)
+        return info
+
+    async def _others(self) -> list[str]:
+        names = await self._nats.api("STREAM.NAMES", {"subject": "reckon.>"}, _Names)
+        prefix = stream_name("_").removesuffix("_")
+        return sorted(name.removeprefix(prefix) for name in names.streams or ())
+
+    def _config(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "subjects": [self.subjects],
+            "num_replicas": self._replicas,
+            "allow_direct": True,
+            **_REQUIRED,
+        }
+
+    def _check(self, info: StreamInfo) -> None:
+        required = {"subjects": [self.subjects], **_REQUIRED}
+        for option, value in required.items():
+            found = info.config.get(option, False if isinstance(value, bool) else None)
+            if found != value:
+                raise UnfitStream(self.name, option, found, value)
+
+
+class UnfitStream(LogUnavailable):
+    """A stream of the name exists and cannot be the log."""
+
+    def __init__(self, stream: str, option: str, found: object, needed: object) -> None:
+        super().__init__(
+            f"stream {stream} has {option}={found}; the log needs {needed}",
+            "use another namespace, or correct the stream with `nats stream edit`",
+        )
+
+
+class NoSuchStream(LogUnavailable):
+    """The namespace has no log on this server. others: the namespaces that have."""
+
+    def __init__(self, stream: str, url: str, others: list[str]) -> None:
+        super().__init__(
+            f"there is no stream {stream} on {url}",
+            f"another --namespace: {', '.join(others)}" if others else "start a worker or frontend",
+        )

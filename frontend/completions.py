@@ -1,0 +1,196 @@
+"""POST /v1/chat/completions and /v1/completions: from a request's bytes to jobs for the workers."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+
+from aiohttp import web
+
+from frontend.body import read_json_body
+from frontend.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    ModelNotFound,
+    ShuttingDown,
+    row_of,
+)
+from frontend.exchange import Form, answer_stream, answer_whole
+from frontend.generation import Job
+from frontend.metrics import UNKNOWN_MODEL
+from frontend.openai import (
+    ChatRequest,
+    CompletionRequest,
+    decode_chat,
+    decode_completion,
+    prompts,
+    sampling_options,
+    stop_conditions,
+    template_variables,
+)
+from frontend.served import ServedModel
+from frontend.service import SERVICE, Service
+
+THREAD_CHARS_MIN = 16 * 1024
+"""Longer texts are tokenized in a thread (the tokenizer lets go of the interpreter lock), so that
+one long prompt does not hold up everyone's tokens."""
+
+WORKER_HEADER = "x-worker-instance-id"
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    return await _Endpoint("chat_completions", "chat", "chatcmpl-", decode_chat).serve(request)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    return await _Endpoint("completions", "completions", "cmpl-", decode_completion).serve(request)
+
+
+class _Endpoint:
+    """One of the two, for one request."""
+
+    def __init__(
+        self,
+        name: str,
+        model_type: str,
+        id_prefix: str,
+        decode: Callable[[bytes], ChatRequest | CompletionRequest],
+    ) -> None:
+        self._name = name
+        self._model_type = model_type
+        self._id_prefix = id_prefix
+        self._decode = decode
+        self._model = UNKNOWN_MODEL
+        self._streaming = False
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer, and count the answer."""
+        service = request.app[SERVICE]
+        started_s = service.clock()
+        error_type = "internal"
+        try:
+            response, failure = await self._answer(request, service, started_s)
+            error_type = "" if failure is None else row_of(failure).label
+            return response
+        except asyncio.CancelledError:
+            error_type = "cancelled"
+            raise
+        except Exception as error:
+            error_type = row_of(error).label
+            raise
+        finally:
+            service.metrics.of_model(self._model).ended(
+                self._name,
+                "stream" if self._streaming else "unary",
+                error_type,
+                service.clock() - started_s,
+            )
+
+    async def _answer(
+        self, request: web.Request, service: Service, started_s: float
+    ) -> tuple[web.StreamResponse, Exception | None]:
+        if service.draining.is_set():
+            raise ShuttingDown()
+        body = await read_json_body(request, service.limits)
+        asked = self._decode(body)
+        served = service.models.get(asked.model)
+        if self._model_type not in served.card.model_types:
+            raise ModelNotFound(asked.model, [])
+        self._model = served.card.name
+        self._streaming = bool(asked.stream)
+        request_id = str(uuid.uuid4())
+        options = asked.stream_options
+        form = Form(
+            id=self._id_prefix + request_id,
+            created_s=int(service.now_s()),
+            model=served.card.name,
+            chat=isinstance(asked, ChatRequest),
+            include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
+            extra_fields=frozenset((asked.nvext and asked.nvext.extra_fields) or ()),
+        )
+        stop = stop_conditions(asked)
+        if not stop.ignore_eos:
+            stop.stop_token_ids_hidden += served.card.eos_token_ids
+        worker_id = _worker_id(request, asked)
+        token_lists = await _tokenize(service, served, asked)
+        jobs = [
+            Job(
+                request_id=request_id if index == 0 else f"{request_id}-{index}",
+                endpoint=self._name,
+                streaming=self._streaming,
+                served=served,
+                token_ids=token_ids,
+                stop=stop,
+                sampling=sampling_options(asked),
+                include_stop=bool(asked.include_stop_str_in_output),
+                skip_special_tokens=asked.skip_special_tokens is not False,
+                worker_id=worker_id,
+                started_s=started_s,
+            )
+            for index, token_ids in enumerate(token_lists)
+        ]
+        if self._streaming:
+            return await answer_stream(request, service, jobs, form)
+        return await answer_whole(request, service, jobs, form), None
+
+
+def _worker_id(request: web.Request, asked: ChatRequest | CompletionRequest) -> int | None:
+    """The worker that the caller names, in a header or in nvext; the header wins."""
+    text = request.headers.get(WORKER_HEADER)
+    if text is not None:
+        if not (text.isascii() and text.isdigit()):
+            raise BadRequest(f"{WORKER_HEADER} is not a worker's id", WORKER_HEADER)
+        return int(text[:32])
+    return asked.nvext.backend_instance_id if asked.nvext is not None else None
+
+
+async def _tokenize(
+    service: Service, served: ServedModel, asked: ChatRequest | CompletionRequest
+) -> list[list[int]]:
+    """The token ids of every prompt. Raises BadRequest where one can't be had or does not fit."""
+    param = "messages" if isinstance(asked, ChatRequest) else "prompt"
+    tokenizer = served.tokenizer
+    found: list[list[int]] = []
+    for prompt in _prompts(service, served, asked):
+        if isinstance(prompt, list):
+            if not tokenizer.knows(prompt):
+                raise BadRequest(
+                    f"a token id is not below the vocabulary's size, {tokenizer.vocab_size}", param
+                )
+            found.append(prompt)
+            continue
+        started_s = service.clock()
+        special = not isinstance(asked, ChatRequest)
+        if len(prompt) < THREAD_CHARS_MIN:
+            ids = tokenizer.encode(prompt, add_special_tokens=special)
+        else:
+            ids = await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens=special)
+        service.metrics.tokenizer_took("tokenize", service.clock() - started_s)
+        found.append(ids)
+    context = served.card.context_length
+    max_tokens = stop_conditions(asked).max_tokens
+    for ids in found:
+        if not ids:
+            raise BadRequest("the prompt has no tokens", param)
+        if len(ids) >= context:
+            raise ContextLengthExceeded(len(ids), None, context, param)
+        if max_tokens is not None and len(ids) + max_tokens > context:
+            raise ContextLengthExceeded(len(ids), max_tokens, context, "max_tokens")
+    return found
+
+
+def _prompts(
+    service: Service, served: ServedModel, asked: ChatRequest | CompletionRequest
+) -> list[str | list[int]]:
+    if isinstance(asked, CompletionRequest):
+        return prompts(asked)
+    if served.template is None:
+        raise BadRequest(f"{served.card.name} has no chat template", "model")
+    return [
+        served.template.render(
+            asked.messages,
+            now_ns=int(service.now_s() * 1e9),
+            add_generation_prompt=asked.add_generation_prompt is not False,
+            variables=template_variables(asked),
+        )
+    ]

@@ -1,0 +1,170 @@
+"""One HTTP request over one or more generations: as a stream of events, or as one body."""
+
+import asyncio
+from collections.abc import Sequence
+
+from aiohttp import web
+from msgspec import Struct
+
+from frontend.chunks import (
+    DONE,
+    ChatChunks,
+    Choice,
+    Chunks,
+    CompletionChunks,
+    NvExtAnswer,
+    Usage,
+    WorkerId,
+    chat_body,
+    completion_body,
+    error_frames,
+)
+from frontend.errors import ClientTooSlow
+from frontend.generation import Generation, Job
+from frontend.service import Service
+from frontend.sse import EventStream
+
+
+class Form(Struct, frozen=True, kw_only=True):
+    """How the answer shall look."""
+
+    id: str
+    created_s: int
+    model: str
+    chat: bool
+    include_usage: bool = False
+    continuous_usage: bool = False
+    extra_fields: frozenset[str] = frozenset()
+
+
+def _usage(generations: Sequence[Generation]) -> Usage:
+    reported = [g.cached_tokens for g in generations if g.cached_tokens is not None]
+    return Usage(
+        sum(g.isl for g in generations),
+        sum(g.osl for g in generations),
+        sum(reported) if reported else None,
+    )
+
+
+def _extra(form: Form, generations: Sequence[Generation]) -> NvExtAnswer | None:
+    """What `nvext.extra_fields` asked for. The worker is that of the first prompt."""
+    if not form.extra_fields:
+        return None
+    worker = generations[0].worker if "worker_id" in form.extra_fields else None
+    predicted = None
+    if "predicted_cached_tokens" in form.extra_fields:
+        predicted = sum(g.predicted_tokens for g in generations)
+    return NvExtAnswer(None if worker is None else WorkerId(*worker), predicted)
+
+
+def _release(service: Service, request: web.Request, generations: Sequence[Generation]) -> None:
+    """Whatever happened: nothing goes on behind a client that is not served any more."""
+    gone = request.transport is None or request.transport.is_closing()
+    cancelled = False
+    for generation in generations:
+        if generation.is_running:
+            generation.cancel("client disconnected" if gone else "request ended early")
+            cancelled = True
+        if generation.done.done() and not generation.done.cancelled():
+            generation.done.exception()  # seen: it has been answered, or has no reader left
+    if cancelled and gone:
+        service.metrics.client_disconnected()
+
+
+async def answer_whole(
+    request: web.Request, service: Service, jobs: Sequence[Job], form: Form
+) -> web.Response:
+    """One JSON body when all is generated. Raises what any of the generations failed with."""
+    texts: list[list[str]] = [[] for _ in jobs]
+
+    def deliver(generation: Generation, text: str, finish_reason: str | None) -> None:
+        texts[generation.index].append(text)
+
+    generations = [Generation(service, job, index, deliver) for index, job in enumerate(jobs)]
+    try:
+        for generation in generations:
+            generation.start()
+        failure = await _failure(generations)
+        if failure is not None:
+            raise failure
+    finally:
+        _release(service, request, generations)
+    choices = [
+        Choice("".join(parts), generation.finish_reason or "stop")
+        for parts, generation in zip(texts, generations, strict=True)
+    ]
+    head = form.id, form.created_s, form.model
+    tail = _usage(generations), _extra(form, generations)
+    body = (
+        chat_body(*head, choices[0], *tail) if form.chat else completion_body(*head, choices, *tail)
+    )
+    return web.Response(body=body, content_type="application/json")
+
+
+async def answer_stream(
+    request: web.Request, service: Service, jobs: Sequence[Job], form: Form
+) -> tuple[web.StreamResponse, Exception | None]:
+    """Server-sent events as text arrives; returns the ended response, and the error it ended with.
+
+    The response begins with the first text, so that what fails before it is raised, and answered
+    with a status of its own.
+    """
+    chunks: Chunks = (ChatChunks if form.chat else CompletionChunks)(
+        form.id, form.created_s, form.model
+    )
+
+    def overrun(error: ClientTooSlow) -> None:
+        for generation in generations:
+            generation.fail(error)
+
+    stream = EventStream(request, service.limits, overrun)
+    begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def deliver(generation: Generation, text: str, finish_reason: str | None) -> None:
+        usage = _usage(generations) if form.continuous_usage else None
+        stream.send(chunks.text(text, generation.index, finish_reason, usage))
+        if not begun.done():
+            begun.set_result(None)
+
+    generations = [Generation(service, job, index, deliver) for index, job in enumerate(jobs)]
+    failure: Exception | None = None
+    try:
+        for generation in generations:
+            generation.start()
+        await asyncio.wait([begun, *_ends(generations)], return_when=asyncio.FIRST_COMPLETED)
+        if not begun.done():
+            failure = await _failure(generations)
+            assert failure is not None, "an end without text or finish reason"
+            raise failure
+        await stream.open()
+        failure = await _failure(generations)
+        if failure is not None:
+            stream.send(error_frames(failure))
+        else:
+            usage = _usage(generations) if form.include_usage else None
+            extra = _extra(form, generations)
+            last = chunks.last(usage, extra) if usage or extra else b""
+            stream.send(last + DONE)
+        await stream.close()
+    finally:
+        begun.cancel()
+        stream.abandon()
+        _release(service, request, generations)
+    return stream.response, failure
+
+
+def _ends(generations: Sequence[Generation]) -> list["asyncio.Future[None]"]:
+    return [generation.done for generation in generations]
+
+
+async def _failure(generations: Sequence[Generation]) -> Exception | None:
+    """Wait until all have ended well, or one has not; returns what the first of those failed with.
+
+    Unlike `gather` this leaves the generations alone when the waiting itself is cancelled.
+    """
+    done, _ = await asyncio.wait(_ends(generations), return_when=asyncio.FIRST_EXCEPTION)
+    for end in done:
+        error = end.exception()
+        if isinstance(error, Exception):
+            return error
+    return None

@@ -1,0 +1,241 @@
+"""One frontend process: connect the parts, serve until told to stop, take them apart in order.
+
+    discovery ──▶ served models ◀── model files          log ──▶ replica ──▶ router
+        └──────▶ worker clients ──connected──▶ router     log ◀── publisher ◀──┘
+
+Nothing here decides anything; it owns the tasks and the order of starting and stopping.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from eventstore.errors import LogUnavailable
+from eventstore.log import EventLog
+from eventstore.publisher import Publisher
+from eventstore.subjects import hex_id, request_producer
+from frontend.app import make_app
+from frontend.errors import ShuttingDown
+from frontend.metrics import FrontendMetrics
+from frontend.served import Download, ServedModels
+from frontend.service import Limits, Service
+from frontend.settings import FrontendSettings
+from router.metrics import RouterMetrics
+from router.replica import Replica
+from router.router import Router, RouterOptions
+from router.selection import RouterMode
+from workers.card import Instance
+from workers.clients import WorkerClients
+from workers.discovery import Discovery, Ending
+from workers.registry import LEASE_EXPIRED, record_removed
+
+EPOCH = 1
+"""A frontend's id is drawn afresh at every start, so its producer has one epoch."""
+FLUSH_S = 2.0
+"""How long a shutdown waits for the log to take the last facts."""
+CANCEL_S = 1.0
+"""How long handlers have to write the ends of their answers."""
+LINGER_S = 1.0
+"""How long the rest of a refused body is read, so that the client sees why."""
+BACKLOG = 1024
+KEEPALIVE_S = 75
+"""How long an idle connection is kept: longer than the 60 s of common load balancers."""
+
+_log = logging.getLogger(__name__)
+
+
+def new_id() -> int:
+    """A u64 that no other process draws."""
+    return int.from_bytes(os.urandom(8), "big")
+
+
+class PortInUse(Exception):
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(host, port, why)
+        self.port = port
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"can't listen on port {self.port}: {self.why}"
+
+
+class FrontendProcess:
+    """The parts of one frontend over an open log."""
+
+    def __init__(
+        self,
+        settings: FrontendSettings,
+        namespace: str,
+        log: EventLog,
+        stop: asyncio.Event,
+        limits: Limits | None = None,
+    ) -> None:
+        """stop: set it to begin the orderly end; `run` returns when that is done.
+        limits: None takes them from the settings."""
+        self._limits = limits or Limits(body_bytes_max=settings.http_body_limit_bytes)
+        self._settings = settings
+        self._namespace = namespace
+        self._log = log
+        self._stop = stop
+        self.frontend_id = new_id()
+        _log.info("frontend %s mode=%s", hex_id(self.frontend_id), settings.router_mode)
+        self.publisher = Publisher(log, namespace, request_producer(self.frontend_id), EPOCH)
+        self.replica = Replica(
+            log,
+            time.time_ns,
+            observe=lambda events: self.router.observe(events),
+            restarted=lambda: self.router.state_restarted(),
+        )
+        self.router = Router(
+            replica=self.replica,
+            publisher=self.publisher,
+            options=RouterOptions(
+                mode=RouterMode(settings.router_mode),
+                overlap_weight=settings.router_kv_overlap_score_weight,
+                temperature=settings.router_temperature,
+                replica_sync=settings.router_replica_sync,
+            ),
+            frontend_id=self.frontend_id,
+            rng=random.Random(self.frontend_id),
+        )
+
+    async def run(
+        self, discovery: Discovery, download: Download, listening: Callable[[str], None]
+    ) -> None:
+        """Serve until `stop` is set. listening: called with the address once requests are taken.
+
+        Raises PortInUse, DiscoveryError, LogUnavailable.
+        """
+        registry = CollectorRegistry()
+        metrics = FrontendMetrics(registry, self._settings.metrics_prefix)
+        models = ServedModels(
+            download,
+            time.time,
+            serve=lambda instance: self._serve(instance, metrics),
+            withdraw=lambda instance: self.router.withdraw(instance.worker_id),
+        )
+        clients = WorkerClients(on_connected=models.connected, on_disconnected=models.disconnected)
+        service = Service(
+            models=models,
+            clients=clients,
+            router=self.router,
+            replica=self.replica,
+            metrics=metrics,
+            router_metrics=RouterMetrics(registry, self.replica, self.router, self.publisher),
+            registry=registry,
+            limits=self._limits,
+            clock=time.perf_counter,
+            now_s=time.time,
+            draining=asyncio.Event(),
+            live=set(),
+        )
+        removals = Removals(self._log, self._namespace)
+
+        def put(instance: Instance) -> None:
+            models.put(instance)
+            clients.put(instance)
+
+        def remove(instance: Instance, ending: Ending) -> None:
+            models.remove(instance.worker_id)
+            clients.remove(instance, ending)
+            if ending is Ending.EXPIRED:
+                removals.record(instance)
+
+        runner = web.AppRunner(
+            make_app(service),
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGER_S,
+            shutdown_timeout=CANCEL_S,
+        )
+        await runner.setup()
+        try:
+            address = await self._listen(runner)
+            async with asyncio.TaskGroup() as tasks, self.publisher:
+                running = [
+                    tasks.create_task(self.replica.run(), name="replica"),
+                    tasks.create_task(models.run(), name="models"),
+                    tasks.create_task(removals.run(), name="removals"),
+                ]
+                await discovery.watch(put, remove)
+                listening(address)
+                await self._stop.wait()
+                service.draining.set()
+                await self._drain(runner, service)
+                for task in running:
+                    task.cancel()
+        finally:
+            await runner.cleanup()
+            await discovery.close()
+            await clients.close()
+
+    def _serve(self, instance: Instance, metrics: FrontendMetrics) -> None:
+        self.router.serve(instance.worker_id, instance.card.name)
+        metrics.set_card(instance.card)
+
+    async def _listen(self, runner: web.AppRunner) -> str:
+        host, port = self._settings.http_host, self._settings.http_port
+        site = web.TCPSite(runner, host, port, backlog=BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            raise PortInUse(host, port, error.strerror or str(error)) from error
+        bound = runner.addresses[0]
+        return f"http://{bound[0]}:{bound[1]}"
+
+    async def _drain(self, runner: web.AppRunner, service: Service) -> None:
+        """Let running requests finish, then end those that did not, then write the last facts."""
+        patience_s = self._settings.http_graceful_shutdown_timeout_secs
+        if service.live:
+            _log.info("%d requests are running; waiting up to %g s", len(service.live), patience_s)
+            await asyncio.wait([each.done for each in service.live], timeout=patience_s)
+        for generation in list(service.live):
+            generation.fail(ShuttingDown())
+        await runner.cleanup()
+        left = await self.publisher.close(FLUSH_S)
+        if left:
+            _log.error("%d facts could not be written to the log", left)
+
+
+class Removals:
+    """Records that workers are gone, one after another, for as long as the log takes to answer."""
+
+    QUEUE_MAX = 10_000
+
+    def __init__(self, log: EventLog, namespace: str) -> None:
+        self._log = log
+        self._namespace = namespace
+        self._queue: asyncio.Queue[Instance] = asyncio.Queue(self.QUEUE_MAX)
+
+    def record(self, instance: Instance) -> None:
+        """The instance's lease ended. With QUEUE_MAX ends unwritten, further ones are left to the
+        other frontends, which see them too."""
+        if self._queue.full():
+            _log.error("removal of %s is left to others", hex_id(instance.worker_id))
+            return
+        self._queue.put_nowait(instance)
+
+    async def run(self) -> None:
+        while True:
+            instance = await self._queue.get()
+            try:
+                wrote = await record_removed(
+                    self._log,
+                    self._namespace,
+                    instance.worker_id,
+                    LEASE_EXPIRED,
+                    instance.registered_seq,
+                )
+            except LogUnavailable as error:
+                _log.warning("removal not written, will try again: %s", error)
+                self.record(instance)
+                continue
+            if wrote:
+                _log.info("worker %s removed: its lease ended", hex_id(instance.worker_id))

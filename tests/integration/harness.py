@@ -1,0 +1,202 @@
+"""A whole frontend in this process, over real sockets, with a worker that does what a test says."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import workers
+from eventstore import codec, events
+from eventstore.memory import MemoryLog
+from frontend.process import FrontendProcess
+from frontend.service import Limits
+from frontend.settings import FrontendSettings
+from frontend.tokenizer import Tokenizer, read_files
+from tests.waiting import eventually
+from workers.card import Instance, ModelCard
+from workers.discovery import MemDiscovery
+from workers.protocol import EngineRequest, Output
+from workers.registry import record_registered
+from workers.tcp_server import Connection, WorkerServer
+
+MODEL_DIR = Path(workers.__file__).parent / "model"
+FILES = read_files(MODEL_DIR)
+TOKENIZER = Tokenizer.from_files(FILES)
+MODEL = "tiny"
+
+
+async def download(files: Mapping[str, str]) -> Mapping[str, bytes]:
+    return FILES
+
+
+def card(**changes: object) -> ModelCard:
+    fields: dict[str, object] = {
+        "name": MODEL,
+        "block_size": 16,
+        "context_length": 4096,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()},
+        "eos_token_ids": list(TOKENIZER.eos_token_ids),
+        "total_kv_blocks": 1000,
+    }
+    return ModelCard(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+class Stream:
+    """One request as the worker got it."""
+
+    def __init__(self, connection: Connection, number: int, request: EngineRequest) -> None:
+        self.connection = connection
+        self.number = number
+        self.request = request
+        self.cancelled = False
+
+    def send(
+        self,
+        text: str = "",
+        *,
+        ids: list[int] | None = None,
+        finish: str | None = None,
+        cached: int | None = None,
+        error: tuple[str, str] | None = None,
+    ) -> None:
+        ids = TOKENIZER.encode(text, add_special_tokens=False) if ids is None else ids
+        self.connection.send([Output(self.number, ids, finish, cached, error)])
+
+
+class ScriptedWorker:
+    """A worker whose engine is the test. `echo`: answers every request at once with that text."""
+
+    def __init__(self, worker_id: int, echo: str | None = None) -> None:
+        self.worker_id = worker_id
+        self.echo = echo
+        self.streams: list[Stream] = []
+        self.server = WorkerServer(self)
+        self.instance: Instance | None = None
+
+    async def start(
+        self, log: MemoryLog, discovery: MemDiscovery, namespace: str, model: ModelCard
+    ) -> None:
+        port = await self.server.start("127.0.0.1", 0)
+        instance = Instance(
+            worker_id=self.worker_id,
+            namespace=namespace,
+            component="backend",
+            endpoint="generate",
+            address=f"127.0.0.1:{port}",
+            card=model,
+        )
+        await record_registered(log, instance)
+        await discovery.register(instance, lambda cause: None)
+        self.instance = instance
+
+    def on_generate(self, connection: Connection, stream: int, request: EngineRequest) -> None:
+        made = Stream(connection, stream, request)
+        self.streams.append(made)
+        if self.echo is not None:
+            made.send(self.echo, finish="stop", cached=0)
+
+    def on_cancel(self, connection: Connection, stream: int) -> None:
+        self._cancelled(connection, {stream})
+
+    def on_disconnect(self, connection: Connection, streams: frozenset[int]) -> None:
+        self._cancelled(connection, set(streams))
+
+    def _cancelled(self, connection: Connection, numbers: set[int]) -> None:
+        for stream in self.streams:
+            if stream.connection is connection and stream.number in numbers:
+                stream.cancelled = True
+
+    async def next(self, index: int = 0) -> Stream:
+        """The stream of that index, once it is here."""
+        await eventually(lambda: len(self.streams) > index)
+        return self.streams[index]
+
+
+class Harness:
+    def __init__(
+        self,
+        log: MemoryLog,
+        discovery: MemDiscovery,
+        process: FrontendProcess,
+        stop: asyncio.Event,
+    ) -> None:
+        self.stop = stop
+        self.log = log
+        self.discovery = discovery
+        self.process = process
+        self.url = ""
+        self.workers: list[ScriptedWorker] = []
+
+    async def add_worker(
+        self, worker_id: int, echo: str | None = None, model: ModelCard | None = None
+    ) -> ScriptedWorker:
+        worker = ScriptedWorker(worker_id, echo)
+        self.workers.append(worker)
+        chosen = model or card()
+        await worker.start(self.log, self.discovery, "test", chosen)
+        return worker
+
+    async def until_served(self, model: str = MODEL) -> None:
+        await eventually(lambda: self.process.router.has_workers(model))
+
+    async def settle(self) -> None:
+        """Until every fact has been written and folded."""
+        replica = self.process.replica
+        await self.process.publisher.flush(5)
+        head = (await self.log.extent()).last_seq
+        await eventually(lambda: replica.state.cursor >= head)
+        replica.state.check()
+
+    async def recorded(self) -> list[events.AnyEvent]:
+        found: list[events.AnyEvent] = []
+        async for record in self.log.read(1):
+            batch = codec.decode(record.data).batch
+            assert batch is not None
+            found += batch.events
+        return found
+
+    async def assert_nothing_left(self) -> None:
+        """No booking, no live request, no open stream, wherever the requests ended."""
+        await eventually(lambda: self.process.router.live_requests == 0)
+        await self.settle()
+        state = self.process.replica.state
+        assert not state.requests and not any(state.active.blocks)
+        assert not any(state.active.prefill_tokens)
+        assert self.process.router.overlay_bookings == 0
+        assert state.anomalies.out_of_order == 0
+
+
+@asynccontextmanager
+async def frontend(limits: Limits | None = None, **settings: object) -> AsyncIterator[Harness]:
+    """A frontend on a free port, with no worker yet; stopped in order at the end."""
+    chosen: dict[str, object] = {
+        "http_host": "127.0.0.1",
+        "http_port": 0,
+        "router_mode": "kv",
+        "router_replica_sync": True,
+        "http_graceful_shutdown_timeout_secs": 0.2,
+        **settings,
+    }
+    log, discovery = MemoryLog(time.time_ns), MemDiscovery()
+    stop = asyncio.Event()
+    settings_table = FrontendSettings(**chosen)  # type: ignore[arg-type]
+    process = FrontendProcess(settings_table, "test", log, stop, limits)
+    harness = Harness(log, discovery, process, stop)
+
+    def listening(url: str) -> None:
+        harness.url = url
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(process.run(discovery, download, listening))
+        await eventually(lambda: harness.url != "" or running.done())
+        await eventually(lambda: process.replica.is_ready or running.done())
+        try:
+            yield harness
+        finally:
+            stop.set()
+            await asyncio.wait([running])
+            for worker in harness.workers:
+                await worker.server.close()
+            await log.close()

@@ -1,0 +1,267 @@
+"""Who is listed now, kept in a JetStream KV bucket, `reckon_<namespace>_instances`.
+
+`workers.leases` has the form of a record. A watch is a sequence of rounds: each lists everything,
+then follows. It starts over when the connection was lost, and now and then anyway, so that whatever
+a round missed the next one finds.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.js import api
+
+from eventstore.connect import Nats
+from eventstore.subjects import check_namespace, hex_id
+from workers.card import Instance
+from workers.discovery import Ending, Lease, OnDelete, OnLost, OnPut, Watch
+from workers.errors import DiscoveryError
+from workers.leases import (
+    ANSWER_S,
+    LEASE_TTL_S,
+    RETRY_S,
+    UNREACHABLE,
+    Cell,
+    LeaseTaken,
+    RenewedLease,
+    ending_of,
+    key_of,
+    open_bucket,
+)
+
+RESYNC_S = 30.0
+
+_logger = logging.getLogger(__name__)
+_decoder = msgspec.json.Decoder(Instance)
+
+
+class NatsDiscovery:
+    """The instances of one namespace. Does not own the connection."""
+
+    def __init__(
+        self,
+        connection: Nats,
+        namespace: str,
+        *,
+        lease_ttl_s: int = LEASE_TTL_S,
+    ) -> None:
+        """lease_ttl_s: whole seconds, at least 1."""
+        self._nats = connection
+        self._js = connection.jetstream
+        self._bucket = f"reckon_{check_namespace(namespace)}_instances"
+        self._lease_ttl_s = lease_ttl_s
+        self._leases: set[RenewedLease] = set()
+        self._watches: set[_NatsWatch] = set()
+
+    async def register(self, instance: Instance, on_lost: OnLost) -> Lease:
+        key = key_of(instance)
+        cell = Cell(self._js, self._bucket, key, msgspec.json.encode(instance))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await open_bucket(self._js, self._bucket)
+                revision = await cell.write(0, self._lease_ttl_s)
+        except UNREACHABLE as error:
+            raise DiscoveryError(f"cannot register in {self._bucket}: {error!r}") from error
+        except LeaseTaken as error:
+            raise DiscoveryError(f"cannot register {key}: {error}") from error
+        lease = RenewedLease(cell, revision, self._lease_ttl_s, on_lost)
+        self._leases.add(lease)
+        lease.task.add_done_callback(lambda _: self._leases.discard(lease))
+        return lease
+
+    async def watch(self, on_put: OnPut, on_delete: OnDelete) -> Watch:
+        watch = _NatsWatch(
+            self._nats,
+            self._bucket,
+            on_put,
+            on_delete,
+            hold_s=self._lease_ttl_s,
+        )
+        self._watches.add(watch)
+        watch.task.add_done_callback(lambda _: self._watches.discard(watch))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await watch.synced.wait()
+        except TimeoutError as error:
+            await watch.close()
+            raise DiscoveryError(f"no picture of {self._bucket} within {ANSWER_S:.0f} s") from error
+        return watch
+
+    async def close(self) -> None:
+        for lease in list(self._leases):
+            await lease.stop()
+        for watch in list(self._watches):
+            await watch.close()
+
+
+class _NatsWatch:
+    """Keeps `instances` as the bucket says, and tells of every change."""
+
+    def __init__(
+        self,
+        connection: Nats,
+        bucket: str,
+        on_put: OnPut,
+        on_delete: OnDelete,
+        *,
+        hold_s: float,
+    ) -> None:
+        """hold_s: for how long after a reconnect an expired lease may come back unnoticed."""
+        self._nats = connection
+        self._js = connection.jetstream
+        self._bucket = bucket
+        self._prefix = f"$KV.{bucket}."
+        self._on_put = on_put
+        self._on_delete = on_delete
+        self._hold_s = hold_s
+        self._instances: dict[str, Instance] = {}
+        self._values: dict[str, bytes] = {}
+        self._damaged: set[str] = set()
+        self._listed: set[str] | None = None
+        """Keys that this round's listing has named so far; None once it is complete."""
+        self._round = 0
+        self._reconnected = asyncio.Event()
+        self._hold_until_s = 0.0
+        self._held: dict[str, asyncio.TimerHandle] = {}
+        self.synced = asyncio.Event()
+        """Set while the picture is complete."""
+        connection.on_connected.add(self._on_reconnect)
+        self.task = asyncio.create_task(self._run(), name=f"watch {bucket}")
+
+    @property
+    def instances(self) -> Mapping[int, Instance]:
+        return {instance.worker_id: instance for instance in self._instances.values()}
+
+    async def close(self) -> None:
+        self._nats.on_connected.discard(self._on_reconnect)
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        for timer in self._held.values():
+            timer.cancel()
+        self._held.clear()
+
+    async def _run(self) -> None:
+        for number in itertools.count(1):
+            self._round = number
+            try:
+                await self._list_and_follow(number)
+            except UNREACHABLE as error:
+                _logger.debug("watch starts over bucket=%s why=%r", self._bucket, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _list_and_follow(self, number: int) -> None:
+        """One round: returns when it is time for the next one."""
+        await self._nats.wait_connected()
+        self._reconnected.clear()
+        await open_bucket(self._js, self._bucket)
+        self._listed = set()
+        self.synced.clear()
+
+        async def on_message(message: Msg) -> None:
+            if number == self._round:  # else left over from an earlier subscription
+                self._take(message)
+
+        subscription = await self._js.subscribe(
+            f"{self._prefix}v1.instances.>",
+            stream=f"KV_{self._bucket}",
+            cb=on_message,
+            ordered_consumer=True,
+            deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
+            inactive_threshold=RESYNC_S,
+        )
+        try:
+            info = await subscription.consumer_info()
+            if not info.num_pending and not (info.delivered and info.delivered.consumer_seq):
+                self._complete_listing()  # an empty bucket sends nothing
+            async with asyncio.timeout(ANSWER_S):
+                await self.synced.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESYNC_S):
+                    await self._reconnected.wait()
+        finally:
+            await subscription.unsubscribe()
+
+    def _on_reconnect(self) -> None:
+        self._hold_until_s = asyncio.get_running_loop().time() + self._hold_s
+        self._reconnected.set()
+
+    def _take(self, message: Msg) -> None:
+        key = message.subject.removeprefix(self._prefix)
+        ending = ending_of(message.headers)
+        if ending is not None:
+            self._end(key, ending)
+        else:
+            self._put(key, message.data)
+        if self._listed is not None:
+            if ending is None:
+                self._listed.add(key)
+            if message.metadata.num_pending == 0:
+                self._complete_listing()
+
+    def _complete_listing(self) -> None:
+        if self._listed is None:
+            return
+        missing = self._instances.keys() - self._listed
+        self._listed = None
+        for key in missing:
+            self._end(key, Ending.EXPIRED)
+        self.synced.set()
+
+    def _put(self, key: str, value: bytes) -> None:
+        self._unhold(key)
+        if self._values.get(key) == value:  # renewed
+            return
+        try:
+            instance = _decoder.decode(value)
+            if key.rpartition(".")[2] != hex_id(instance.worker_id):
+                raise ValueError(f"it names worker {hex_id(instance.worker_id)}")
+        except ValueError as error:  # msgspec's errors are ValueErrors
+            if key not in self._damaged:
+                self._damaged.add(key)
+                _logger.error("instance left out key=%s why=%s", key, error)
+            return
+        self._damaged.discard(key)
+        self._values[key] = value
+        self._instances[key] = instance
+        self._on_put(instance)
+
+    def _end(self, key: str, ending: Ending) -> None:
+        self._damaged.discard(key)
+        if key not in self._instances:
+            return
+        if ending is Ending.EXPIRED and self._is_holding():
+            if key not in self._held:
+                self._hold(key)
+        else:
+            self._drop(key, ending)
+
+    def _drop(self, key: str, ending: Ending) -> None:
+        self._unhold(key)
+        del self._values[key]
+        self._on_delete(self._instances.pop(key), ending)
+
+    # After an outage of the server all leases may have ended at once, without a worker being dead.
+    # For the time in which live workers notice and register anew, expiry is not believed.
+
+    def _is_holding(self) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        return now_s < self._hold_until_s or not self._nats.connected
+
+    def _hold(self, key: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._held[key] = loop.call_later(RETRY_S, self._settle, key)
+
+    def _settle(self, key: str) -> None:
+        if self._is_holding():
+            self._hold(key)
+        else:
+            self._drop(key, Ending.EXPIRED)
+
+    def _unhold(self, key: str) -> None:
+        timer = self._held.pop(key, None)
+        if timer is not None:
+            timer.cancel()
