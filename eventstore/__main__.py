@@ -43,7 +43,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 0
     except BrokenPipeError:
         # Whoever read the lines has enough. Python would complain when it flushes at exit.
@@ -64,6 +64,9 @@ def _advice(error: EventStoreError) -> str:
 
 
 async def run(options: argparse.Namespace) -> None:
+    """Do what is asked for; SIGTERM ends it as Ctrl-C does, between two steps."""
+    if (task := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with opened(options) as log:
         if options.command == "tail":
             await run_tail(log, options)
@@ -239,5 +242,4 @@ def _nats_servers(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:], os.environ))

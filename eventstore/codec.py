@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from eventstore.events import AnyEvent
+from eventstore.subjects import hex_id
 
 VERSION = 1
 
@@ -115,17 +116,25 @@ def tag_of(event: AnyEvent) -> str:
     return str(event.__struct_config__.tag)
 
 
+U64_FIELDS = frozenset({"worker_id", "frontend_id", "parent_hash", "sequence_hashes"})
+"""Shown as 16 hex digits in JSON, where many readers keep only 53 bits of a number."""
+
+
 def to_json_value(event: AnyEvent) -> dict[str, Any]:
     """The event as a JSON object with named fields, its tag under `type` first."""
-    fields = {name: getattr(event, name) for name in event.__struct_fields__}
-    return {"type": tag_of(event), **_plain(fields)}
+    return {"type": tag_of(event), **_named_fields(event)}
 
 
-def _plain(value: Any) -> Any:
+def _named_fields(struct: Struct) -> dict[str, Any]:
+    return {
+        name: _plain(getattr(struct, name), name in U64_FIELDS)
+        for name in struct.__struct_fields__
+    }
+
+
+def _plain(value: Any, as_hex: bool) -> Any:
     if isinstance(value, Struct):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return _named_fields(value)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+        return [_plain(item, as_hex) for item in value]
+    return hex_id(value) if as_hex and value is not None else value

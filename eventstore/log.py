@@ -76,6 +76,8 @@ class EventLog(Protocol):
 
         Trimmed records are left out silently: compare `seq`. `handle` runs on the event loop in
         slices of a few milliseconds; what it raises ends the following and comes out of `wait`.
+        Raises LogGap for a start beyond the end of the log plus one; so does `wait` when the log
+        was made anew or lost its tail, and what was read is not its history any more.
         """
 
     async def extent(self) -> Extent:

@@ -136,8 +136,8 @@ def test_an_event_in_words() -> None:
     assert codec.tag_of(event) == "kv.block_stored"
     assert codec.to_json_value(event) == {
         "type": "kv.block_stored",
-        "worker_id": 2,
+        "worker_id": "0000000000000002",
         "dp_rank": 0,
         "parent_hash": None,
-        "sequence_hashes": [3],
+        "sequence_hashes": ["0000000000000003"],
     }
