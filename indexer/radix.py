@@ -64,7 +64,8 @@ class RadixTree:
         """
         overlaps: dict[WorkerRank, int] = {}
         for mask, depth in self.match_depths(sequence_hashes):
-            overlaps.update(dict.fromkeys(self.ranks_of(mask), depth))
+            for rank in self.ranks_of(mask):
+                overlaps[rank] = depth
         return overlaps
 
     def match_depths(self, sequence_hashes: Sequence[int]) -> list[tuple[int, int]]:
@@ -143,7 +144,8 @@ class RadixTree:
         """The rank now holds these blocks, a chain in order below `parent_hash` (None: the root).
 
         Returns how many it did not hold before. Storing below a block that the rank does not hold
-        is allowed: the blocks count for nothing until the gap is filled. About 0.2 µs a block.
+        is allowed: the blocks count for nothing until the gap is filled. About 0.2 µs a block, and
+        up to 0.7 µs where the tree is large and the blocks are in no CPU cache.
         """
         cache = self._caches[rank]
         if not sequence_hashes:
@@ -157,7 +159,7 @@ class RadixTree:
     def remove(self, rank: WorkerRank, sequence_hashes: Sequence[int]) -> int:
         """The rank no longer holds these blocks; what it holds below them stays, as orphans.
 
-        Returns how many it did hold; the others are ignored. About 0.2 µs a block.
+        Returns how many it did hold; the others are ignored. Cost as `store`.
         """
         cache = self._caches[rank]
         removed = cache.remove(sequence_hashes)
@@ -166,7 +168,7 @@ class RadixTree:
         return len(removed)
 
     def clear(self, rank: WorkerRank) -> int:
-        """The rank's cache is empty; returns how many blocks it held."""
+        """The rank's cache is empty; returns how many blocks it held. O(those blocks)."""
         cache = self._caches[rank]
         blocks = list(cache.held)
         cache.clear()

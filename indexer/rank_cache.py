@@ -39,7 +39,10 @@ class RankCache:
         return self._children.keys()
 
     def store(self, parent: int | None, chain: Sequence[int]) -> Sequence[int]:
-        """Hold a chain of blocks below `parent`; returns those that were not held, each once."""
+        """Hold a chain of blocks below `parent`; returns those that were not held, each once.
+
+        chain: not empty. The result may be `chain` itself.
+        """
         children = self._children
         if chain[0] in children and not self.orphans:
             # What is held is linked already: go on from the last of it.
@@ -72,7 +75,10 @@ class RankCache:
         return fresh
 
     def remove(self, blocks: Sequence[int]) -> Sequence[int]:
-        """Drop blocks; returns those that were held, each once. Children left are orphans."""
+        """Drop blocks; returns those that were held, each once. Children left are orphans.
+
+        The result may be `blocks` itself.
+        """
         children = self._children
         held_before = len(children)
         below = list(map(children.pop, blocks, repeat(_ABSENT)))
