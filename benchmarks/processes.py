@@ -82,12 +82,26 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
+def cpu_tick_us() -> float:
+    """How finely `cpu_s` counts."""
+    return 1e6 / _TICKS_PER_S
+
+
+def wake_ups(pid: int) -> int:
+    """How often the process's main thread has waited for something and got it."""
+    return _status(pid, "voluntary_ctxt_switches")
+
+
 def rss_mib(pid: int) -> float:
     """Resident memory of the process now."""
+    return _status(pid, "VmRSS") / 1024
+
+
+def _status(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no memory")
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"process {pid} has no {name}")
 
 
 def machine(*packages: str) -> str:

@@ -50,6 +50,10 @@ Deliver = Callable[["Generation", str, str | None], None]
 """(generation, new text, finish reason on the last call)."""
 
 
+def _deliver_nothing(generation: "Generation", text: str, finish_reason: str | None) -> None:
+    """What an ended generation delivers."""
+
+
 class Generation:
     """Runs once. After `start`, `deliver` is called until it gets a finish reason or `done` fails.
 
@@ -215,8 +219,9 @@ class Generation:
             self._close_stream()
         self.finish_reason = reason
         self._ticket.completed(self.osl, reason, self.cached_tokens)
+        deliver = self._deliver
         self._ended()
-        self._deliver(self, text, reason)
+        deliver(self, text, reason)
         if not self.done.done():
             self.done.set_result(None)
 
@@ -229,6 +234,10 @@ class Generation:
             self._stream.cancel()
 
     def _ended(self) -> None:
+        # What points back here is let go, so that a long prompt's tokens leave memory with their
+        # request and not whenever the cycle collector comes by.
+        self._stream = None
+        self._deliver = _deliver_nothing
         self._service.live.discard(self)
         self._metrics.inflight.dec()
         if self._times is None:

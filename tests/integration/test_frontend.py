@@ -1,6 +1,7 @@
 """The HTTP side over a real socket: shapes, streams, errors, and what the log says of each."""
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ import aiohttp
 import pytest
 
 from eventstore import events
+from frontend.generation import Generation
 from tests.integration.harness import MODEL, TOKENIZER, Harness, card, frontend
 from tests.waiting import eventually
 
@@ -265,3 +267,30 @@ async def test_a_running_stream_outlives_the_shutdown_only_as_long_as_promised()
         assert whole[-1]["choices"][0]["finish_reason"] == "stop"
         assert cut[-1]["error"]["code"] == "shutting_down"
         await eventually(lambda: worker.streams[1].cancelled)
+
+
+async def test_a_request_leaves_memory_when_it_ends() -> None:
+    """By reference counts alone: a long prompt must not wait for the cycle collector."""
+
+    def generations() -> int:
+        return sum(type(each) is Generation for each in gc.get_objects())
+
+    async with frontend() as here:
+        await here.add_worker(1, echo="fine")
+        await here.until_served()
+        gc.collect()
+        before = generations()
+        gc.disable()
+        try:
+            for stream in (False, True):
+                for _ in range(3):
+                    body = {"model": MODEL, "prompt": "hello", "stream": stream}
+                    async with (
+                        aiohttp.ClientSession() as session,
+                        session.post(here.url + "/v1/completions", json=body) as response,
+                    ):
+                        await response.read()
+            await here.assert_nothing_left()
+            await eventually(lambda: generations() == before)
+        finally:
+            gc.enable()
