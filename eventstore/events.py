@@ -10,9 +10,12 @@ worker's incarnation; `request_id` is the frontend's id of a request. `sequence_
 chained block hashes of `indexer.blocks`, in prompt order.
 """
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+U64: TypeAlias = Annotated[int, Meta(ge=0)]
+"""MessagePack has no integers beyond 2^64 - 1, so this is a u64 on the wire."""
 
 
 class Event(Struct, frozen=True, array_like=True, tag_field="type", gc=False):
@@ -25,24 +28,24 @@ class Event(Struct, frozen=True, array_like=True, tag_field="type", gc=False):
 class BlockStored(Event, frozen=True, tag="kv.block_stored"):
     """A rank now holds these blocks, a chain in order, below `parent_hash` (None: at the root)."""
 
-    worker_id: int
+    worker_id: U64
     dp_rank: int
-    parent_hash: int | None
-    sequence_hashes: list[int]
+    parent_hash: U64 | None
+    sequence_hashes: list[U64]
 
 
 class BlockRemoved(Event, frozen=True, tag="kv.block_removed"):
     """A rank no longer holds these blocks (evicted)."""
 
-    worker_id: int
+    worker_id: U64
     dp_rank: int
-    sequence_hashes: list[int]
+    sequence_hashes: list[U64]
 
 
 class AllBlocksCleared(Event, frozen=True, tag="kv.all_blocks_cleared"):
     """A rank emptied its cache."""
 
-    worker_id: int
+    worker_id: U64
     dp_rank: int
 
 
@@ -52,7 +55,7 @@ class KvRebased(Event, frozen=True, tag="kv.rebased"):
     Opens every epoch of a KV publisher, so that nothing of an earlier epoch can linger.
     """
 
-    worker_id: int
+    worker_id: U64
     dp_rank: int
     reason: str
 
@@ -66,7 +69,7 @@ class WorkerRegistered(Event, frozen=True, tag="worker.registered"):
     Sizes are per rank; None where the engine does not tell.
     """
 
-    worker_id: int
+    worker_id: U64
     model: str
     worker_type: str
     """aggregated, prefill or decode."""
@@ -82,7 +85,7 @@ class WorkerRegistered(Event, frozen=True, tag="worker.registered"):
 class WorkerRemoved(Event, frozen=True, tag="worker.removed"):
     """A worker is gone for good, with its blocks and bookings. Written once per worker."""
 
-    worker_id: int
+    worker_id: U64
     cause: str
     """shutdown (its own word) or lease_expired (seen by a frontend)."""
 
@@ -94,7 +97,7 @@ class RequestAccepted(Event, frozen=True, tag="request.accepted"):
     """A valid request came in at a frontend: `isl` prompt tokens for `model`."""
 
     request_id: str
-    frontend_id: int
+    frontend_id: U64
     """u64, drawn afresh at every start of a frontend process."""
     model: str
     endpoint: str
@@ -113,7 +116,7 @@ class RequestQueued(Event, frozen=True, tag="request.queued"):
 class Candidate(Struct, frozen=True, array_like=True, gc=False):
     """One rank as the decision saw it. Lowest `cost` wins at temperature 0."""
 
-    worker_id: int
+    worker_id: U64
     dp_rank: int
     overlap_blocks: int
     prefill_tokens: int
@@ -129,14 +132,14 @@ class RequestRouted(Event, frozen=True, tag="request.routed"):
     request_id: str
     attempt: int
     """0 for the first choice, then one more for each further one."""
-    worker_id: int
+    worker_id: U64
     dp_rank: int
     mode: str
     """kv, round-robin, random or direct."""
     isl: int
     overlap_blocks: int
     """Leading prompt blocks the index believed cached on the chosen rank."""
-    sequence_hashes: list[int]
+    sequence_hashes: list[U64]
     """Of the prompt's complete blocks."""
     cursor: int
     """Log position of the state that the decision was made from."""

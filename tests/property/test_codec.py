@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstore import codec
-from eventstore.events import AnyEvent, Candidate
+from eventstore.events import U64, AnyEvent, Candidate
 
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
+    U64: st.integers(0, 2**64 - 1),
     int: st.integers(0, 2**64 - 1) | st.integers(-(2**63), -1),
     float: st.floats(allow_nan=False),
     str: st.text(max_size=10),
@@ -34,7 +35,7 @@ def _of_type(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def _of_struct(cls: type[Any]) -> st.SearchStrategy[Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return st.builds(cls, **{name: _of_type(hints[name]) for name in cls.__struct_fields__})
 
 

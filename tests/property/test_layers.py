@@ -1,4 +1,4 @@
-"""House rules that a reader relies on, held by the source itself: who imports whom, what is pure."""
+"""House rules that a reader relies on, held by the source: who imports whom, what is pure."""
 
 import ast
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The router over the in-memory log: who is chosen, what is recorded, and what is counted when."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -21,6 +21,7 @@ from router.errors import (
 from router.replica import Replica
 from router.router import RoutedRequest, Router, RouterOptions
 from router.selection import RouterMode
+from tests.waiting import eventually
 
 NAMESPACE = "test"
 BLOCK_SIZE = 4
@@ -65,7 +66,7 @@ class Deployment:
         """Until all that was published has come back."""
         await self.publisher.flush(5)
         end = (await self.log.extent()).last_seq
-        await until(lambda: self.replica.state.cursor >= end)
+        await eventually(lambda: self.replica.state.cursor >= end)
 
     def request(
         self, request_id: str, hashes: list[int] = CHAIN, worker_id: int | None = None
@@ -86,12 +87,6 @@ class Deployment:
             async for record in self.log.read(1)
             for event in (codec.decode(record.data).batch or pytest.fail("unreadable")).events
         ]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 @asynccontextmanager
