@@ -28,6 +28,7 @@ PACKAGES = ("reckon", "frontend", "workers", "router", "indexer", "eventstore", 
 SUBJECTS: Mapping[str, str] = {
     "kv": "kv.<worker>.<dp_rank>",
     "worker": "worker.<worker>",
+    "frontend": "frontend.<frontend>",
     "request": "request.<frontend>",
     "threshold": "threshold.<model>",
     "state": "control",

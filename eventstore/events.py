@@ -90,6 +90,17 @@ class WorkerRemoved(Event, frozen=True, tag="worker.removed"):
     """shutdown (its own word) or lease_expired (seen by a frontend)."""
 
 
+# --- frontend.<frontend>: who accepts requests ----------------------------------------------------
+
+
+class FrontendRemoved(Event, frozen=True, tag="frontend.removed"):
+    """A frontend is gone, and its unfinished requests with it. Written once per lease."""
+
+    frontend_id: U64
+    cause: str
+    """lease_expired (seen by another frontend, or by itself when it comes back)."""
+
+
 # --- request.<frontend>: the life of a request (written by the frontend that serves it) ----------
 
 
@@ -221,7 +232,8 @@ class BusyThresholdChanged(Event, frozen=True, tag="threshold.changed"):
 
 
 class StateReset(Event, frozen=True, tag="state.reset"):
-    """Every replica empties its state here; workers rebase."""
+    """Every replica empties its index, load and thresholds here. Registered workers stay, and
+    rebase; frontends announce their unfinished requests again."""
 
     reason: str
 
@@ -241,6 +253,7 @@ AnyEvent: TypeAlias = (
     | KvRebased
     | WorkerRegistered
     | WorkerRemoved
+    | FrontendRemoved
     | RequestAccepted
     | RequestQueued
     | RequestRouted

@@ -2,7 +2,7 @@
 
     reckon.<namespace>.kv.<worker>.<dp_rank>      reckon.<namespace>.threshold.<model>
     reckon.<namespace>.worker.<worker>            reckon.<namespace>.control
-    reckon.<namespace>.request.<frontend>
+    reckon.<namespace>.request.<frontend>         reckon.<namespace>.frontend.<frontend>
 
 Workers and frontends are u64 ids, written as 16 hex digits. A model name may hold anything, so it
 is base64url-encoded. A namespace is one token of letters, digits, `-` and `_`. The part behind the
@@ -14,15 +14,14 @@ import re
 
 from eventstore.errors import BadSubject
 
+_KV_PRODUCER = re.compile(r"kv\.([0-9a-f]{16})\.([0-9]{1,10})\Z")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 def check_namespace(namespace: str) -> str:
     """Return `namespace`; BadSubject if it cannot name a stream."""
     if not _NAMESPACE.match(namespace):
-        raise BadSubject(
-            namespace, "is not a namespace: 1 to 64 letters, digits, '-' and '_' are"
-        )
+        raise BadSubject(namespace, "is not a namespace: 1 to 64 letters, digits, '-' and '_' are")
     return namespace
 
 
@@ -46,6 +45,16 @@ def kv_producer(worker_id: int, dp_rank: int) -> str:
 
 def worker_producer(worker_id: int) -> str:
     return f"worker.{hex_id(worker_id)}"
+
+
+def rank_of_kv_producer(producer: str) -> tuple[int, int] | None:
+    """(worker_id, dp_rank) of a `kv_producer`; None for any other producer."""
+    match = _KV_PRODUCER.match(producer)
+    return None if match is None else (int(match[1], 16), int(match[2]))
+
+
+def frontend_producer(frontend_id: int) -> str:
+    return f"frontend.{hex_id(frontend_id)}"
 
 
 def request_producer(frontend_id: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from eventstore import codec
-from eventstore.errors import LogGap
+from eventstore.errors import BadSubject, LogGap
 from eventstore.events import (
     AllBlocksCleared,
     AnyEvent,
@@ -17,6 +17,7 @@ from eventstore.events import (
     BlockStored,
     BusyThresholdChanged,
     Event,
+    FrontendRemoved,
     KvRebased,
     OutputGrown,
     PrefillCompleted,
@@ -34,9 +35,17 @@ from eventstore.events import (
     WorkerRemoved,
 )
 from eventstore.log import Record
+from eventstore.subjects import producer_of, rank_of_kv_producer
 from indexer.radix import WorkerRank
 from router.lifecycle import Phase, next_phase
-from router.state import PRODUCERS_MAX, REMOVED_MAX, LiveRequest, Producer, RouterState
+from router.state import (
+    PRODUCERS_MAX,
+    REMOVED_MAX,
+    Anomalies,
+    LiveRequest,
+    Producer,
+    RouterState,
+)
 
 
 def apply(state: RouterState, record: Record) -> list[AnyEvent]:
@@ -50,16 +59,32 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     if record.seq != state.cursor + 1:
         raise LogGap(expected=state.cursor + 1, got=record.seq)
     decoded = codec.decode(record.data)
-    for unreadable in decoded.unreadable:
-        state.anomalies.unreadable += 1
-        what = f"{record.seq}.{unreadable.index}".encode()
-        state.unreadable_chain = zlib.crc32(what, state.unreadable_chain)
+    if decoded.unreadable:
+        _note_unreadable(state, record, decoded)
     events = [] if decoded.batch is None else _unseen(state, decoded)
     for event in events:
         HANDLERS[type(event)](state, event)
     state.cursor = record.seq
     state.time_ns = record.time_ns
     return events
+
+
+def _note_unreadable(state: RouterState, record: Record, decoded: codec.Decoded) -> None:
+    for unreadable in decoded.unreadable:
+        state.anomalies.unreadable += 1
+        what = f"{record.seq}.{unreadable.index}".encode()
+        state.unreadable_chain = zlib.crc32(what, state.unreadable_chain)
+    try:
+        _doubt(state, producer_of(record.subject))
+    except BadSubject:
+        pass  # not written by anyone we know, so there is nobody to ask again
+
+
+def _doubt(state: RouterState, producer: str) -> None:
+    """Something of `producer` is missing. A rank's cache can be asked for again."""
+    named = rank_of_kv_producer(producer)
+    if named is not None and _is_registered(state, *named):
+        state.unbased.add(WorkerRank(*named))
 
 
 def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
@@ -79,7 +104,9 @@ def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
         state.anomalies.duplicates += decoded.count
         return []
     if batch.first >= known.next:
-        state.anomalies.producer_gaps += batch.first > known.next
+        if batch.first > known.next:
+            state.anomalies.producer_gaps += 1
+            _doubt(state, batch.producer)
         known.next = end
         return batch.events
     seen = min(known.next - batch.first, decoded.count)
@@ -95,9 +122,13 @@ def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
 # --- KV cache -------------------------------------------------------------------------------------
 
 
-def _rank(state: RouterState, worker_id: int, dp_rank: int) -> WorkerRank | None:
+def _is_registered(state: RouterState, worker_id: int, dp_rank: int) -> bool:
     worker = state.workers.get(worker_id)
-    if worker is None or not 0 <= dp_rank - worker.dp_start < worker.dp_size:
+    return worker is not None and 0 <= dp_rank - worker.dp_start < worker.dp_size
+
+
+def _rank(state: RouterState, worker_id: int, dp_rank: int) -> WorkerRank | None:
+    if not _is_registered(state, worker_id, dp_rank):
         state.anomalies.unknown_worker += 1
         return None
     return WorkerRank(worker_id, dp_rank)
@@ -119,6 +150,7 @@ def _cleared(state: RouterState, event: AllBlocksCleared | KvRebased) -> None:
     rank = _rank(state, event.worker_id, event.dp_rank)
     if rank is not None:
         state.tree.clear(rank)
+        state.unbased.discard(rank)
 
 
 # --- workers --------------------------------------------------------------------------------------
@@ -134,6 +166,7 @@ def _worker_registered(state: RouterState, event: WorkerRegistered) -> None:
     state.workers[event.worker_id] = event
     for rank in state.ranks_of(event.worker_id):
         state.active.add_slot(state.tree.add_rank(rank))
+        state.unbased.add(rank)
     state.workers_version += 1
 
 
@@ -156,6 +189,17 @@ def _forget_ranks(state: RouterState, worker_id: int) -> None:
             live = state.requests[request_id]
             live.phase, live.slot = Phase.ACCEPTED, -1
         state.tree.remove_rank(rank)
+        state.unbased.discard(rank)
+
+
+# --- frontends ------------------------------------------------------------------------------------
+
+
+def _frontend_removed(state: RouterState, event: FrontendRemoved) -> None:
+    gone = [key for key, live in state.requests.items() if live.frontend_id == event.frontend_id]
+    for request_id in gone:
+        del state.requests[request_id]
+        state.active.free(request_id)
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -230,14 +274,16 @@ def _threshold_changed(state: RouterState, event: BusyThresholdChanged) -> None:
 
 
 def _reset(state: RouterState, event: StateReset) -> None:
-    """Empty everything but the position and what must outlive it: who wrote how far."""
-    empty = RouterState()
-    empty.producers = state.producers
-    empty.removed_workers = state.removed_workers
-    empty.workers_version = state.workers_version + 1
-    cursor, time_ns = state.cursor, state.time_ns
-    state.__dict__.update(empty.__dict__)
-    state.cursor, state.time_ns = cursor, time_ns
+    """Forget what was believed, but not who serves, nor who wrote how far."""
+    for rank in state.tree.ranks():
+        state.tree.clear(rank)
+        state.unbased.add(rank)
+    for request_id in state.requests:
+        state.active.free(request_id)
+    state.requests.clear()
+    state.thresholds.clear()
+    state.anomalies = Anomalies()
+    state.unreadable_chain = 0
 
 
 def _snapshot_taken(state: RouterState, event: SnapshotTaken) -> None:
@@ -251,6 +297,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[RouterState, Any], None]]] = {
     KvRebased: _cleared,
     WorkerRegistered: _worker_registered,
     WorkerRemoved: _worker_removed,
+    FrontendRemoved: _frontend_removed,
     RequestAccepted: _accepted,
     RequestQueued: _queued,
     RequestRouted: _routed,

@@ -62,6 +62,9 @@ class RouterState:
         self.tree = RadixTree()
         self.active = ActiveSequences()
         self.workers: dict[int, WorkerRegistered] = {}
+        self.unbased: set[WorkerRank] = set()
+        """Registered ranks whose blocks are not all known: they have not announced their cache
+        since they registered or since a reset, or something they wrote is missing."""
         self.requests: dict[str, LiveRequest] = {}
         self.thresholds: dict[str, BusyThresholdChanged] = {}
         self.producers: OrderedDict[str, Producer] = OrderedDict()
@@ -102,6 +105,7 @@ class RouterState:
         parts = (
             self.tree.digest(),
             [self.workers[key] for key in sorted(self.workers)],
+            sorted(self.unbased),
             requests,
             [self.thresholds[key] for key in sorted(self.thresholds)],
             [(key, p.epoch, p.next) for key, p in self.producers.items()],
@@ -117,6 +121,7 @@ class RouterState:
         self.active.check()
         registered = {rank for worker_id in self.workers for rank in self.ranks_of(worker_id)}
         assert set(self.tree.ranks()) == registered
+        assert self.unbased <= registered
         for request_id, live in self.requests.items():
             booking = self.active.get(request_id)
             assert (live.slot >= 0) == (booking is not None)

@@ -81,8 +81,11 @@ def history(seed: int, length: int) -> list[Record]:
             )
         elif what == 13 and records:
             data = rng.choice(records).data
-        elif rng.random() < 0.1:
-            data = message(request_producer(9), events.StateReset("test"))
+        elif rng.random() < 0.2:
+            data = message(
+                "control",
+                rng.choice([events.StateReset("test"), events.FrontendRemoved(0, "lease_expired")]),
+            )
         else:
             data = rng.choice([b"", b"\xc1", rng.randbytes(20), b"\x95\x02\xa1a\x01\x00\x90"])
         records.append(Record(seq, seq * 1000, "reckon.t.any", data))
@@ -187,6 +190,51 @@ def test_a_removed_worker_takes_its_blocks_and_bookings_and_stays_away() -> None
     put("again", [events.WorkerRegistered(1, "m", "aggregated", 4)])
     assert state.workers == {} and state.tree.pair_count == 0
     assert state.anomalies.unknown_worker == 2
+
+
+def test_a_rank_is_in_doubt_until_it_announces_its_cache() -> None:
+    """After registering, after a reset, after a gap in its numbers, after an unreadable record."""
+    rank = WorkerRank(1, 0)
+    state = RouterState()
+
+    def put(producer: str, first: int, *written: events.AnyEvent, data: bytes = b"") -> None:
+        data = data or codec.encode(producer, 1, first, list(written))
+        subject = f"reckon.t.{producer}"
+        apply(state, Record(state.cursor + 1, 0, subject, data))
+
+    def rebase(first: int) -> None:
+        assert state.unbased == {rank}
+        put(kv_producer(1, 0), first, events.KvRebased(1, 0, "asked"))
+        assert state.unbased == set()
+
+    put(worker_producer(1), 0, events.WorkerRegistered(1, "m", "aggregated", 4))
+    rebase(0)
+    put("control", 0, events.StateReset("test"))
+    assert set(state.workers) == {1}
+    rebase(1)
+    put(kv_producer(1, 0), 5, events.BlockStored(1, 0, None, [10]))
+    rebase(6)
+    put(kv_producer(1, 0), 7, data=b"nonsense")
+    rebase(7)
+    put("worker.x", 0, data=b"nonsense")
+    assert state.unbased == set()
+
+
+def test_a_frontends_requests_end_with_its_lease() -> None:
+    state = RouterState()
+    registered = events.WorkerRegistered(1, "m", "aggregated", 4)
+    routed = events.RequestRouted("a", 0, 1, 0, "kv", 8, 0, [10, 11], 1, 1.0, 0.0, 1, [], "m")
+    for producer, written in [
+        ("worker.1", [registered]),
+        ("request.7", [events.RequestAccepted("a", 7, "m", "chat", 8, None, True), routed]),
+        ("request.8", [events.RequestAccepted("b", 8, "m", "chat", 8, None, True)]),
+        ("frontend.7", [events.FrontendRemoved(7, "lease_expired")]),
+    ]:
+        data = codec.encode(producer, 1, 0, list(written))
+        apply(state, Record(state.cursor + 1, 0, "s", data))
+        state.check()
+    assert set(state.requests) == {"b"}
+    assert not any(state.active.blocks)
 
 
 def test_digest_does_not_depend_on_the_hash_seed() -> None:

@@ -13,6 +13,7 @@ from eventstore.events import (
     BlockStored,
     BusyThresholdChanged,
     Candidate,
+    FrontendRemoved,
     KvRebased,
     OutputGrown,
     PrefillCompleted,
@@ -41,6 +42,7 @@ GOLDEN: list[tuple[AnyEvent, list[Any]]] = [
         ["worker.registered", 2, "m", "aggregated", 16, 0, 1, 1000, 8192, 256, 4096],
     ),
     (WorkerRemoved(2, "lease_expired"), ["worker.removed", 2, "lease_expired"]),
+    (FrontendRemoved(5, "lease_expired"), ["frontend.removed", 5, "lease_expired"]),
     (
         RequestAccepted("r", 5, "m", "chat", 100, None, True),
         ["request.accepted", "r", 5, "m", "chat", 100, None, True],

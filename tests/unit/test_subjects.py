@@ -13,6 +13,7 @@ producers = st.one_of(
     st.builds(subjects.kv_producer, ids, st.integers(0, 255)),
     st.builds(subjects.worker_producer, ids),
     st.builds(subjects.request_producer, ids),
+    st.builds(subjects.frontend_producer, ids),
     st.builds(subjects.threshold_producer, st.text(min_size=1)),
     st.just(subjects.CONTROL_PRODUCER),
 )
@@ -31,6 +32,15 @@ def test_a_subject_is_tokens_that_nats_takes(producer: str) -> None:
     tokens = subjects.subject("ns", producer).split(".")
     assert all(tokens)
     assert not any(set(token) & set("*> \t\r\n") for token in tokens)
+
+
+@given(ids, st.integers(0, 2**32 - 1), producers)
+def test_a_kv_producer_tells_its_rank_and_no_other_does(
+    worker_id: int, dp_rank: int, other: str
+) -> None:
+    told = subjects.rank_of_kv_producer(subjects.kv_producer(worker_id, dp_rank))
+    assert told == (worker_id, dp_rank)
+    assert (subjects.rank_of_kv_producer(other) is None) == (not other.startswith("kv."))
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
