@@ -32,6 +32,7 @@ from workers.leases import (
     key_of,
     open_bucket,
 )
+from workers.tasks import end
 
 RESYNC_S = 30.0
 
@@ -138,8 +139,7 @@ class _NatsWatch:
 
     async def close(self) -> None:
         self._nats.on_connected.discard(self._on_reconnect)
-        self.task.cancel()
-        await asyncio.wait([self.task])
+        await end(self.task)
         for timer in self._held.values():
             timer.cancel()
         self._held.clear()

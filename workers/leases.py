@@ -19,6 +19,7 @@ from eventstore.errors import LogUnavailable
 from eventstore.subjects import hex_id
 from workers.card import Instance
 from workers.discovery import Ending, OnLost
+from workers.tasks import end
 
 LEASE_TTL_S = 5
 MARKER_TTL_S = 60
@@ -159,8 +160,7 @@ class RenewedLease:
 
     async def stop(self) -> None:
         """End the renewing only."""
-        self.task.cancel()
-        await asyncio.wait([self.task])
+        await end(self.task)
 
     async def _renew(self) -> None:
         """Renew every third of the TTL. An unreachable server is asked again until it answers.

@@ -1,0 +1,43 @@
+"""Ending a task means that it has ended."""
+
+import asyncio
+
+import pytest
+
+from workers import tasks
+
+
+async def test_a_task_that_loses_a_cancellation_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "ASK_AGAIN_S", 0.01)
+    lost = 0
+
+    async def work() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost += 1
+                if lost == 3:
+                    raise
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    assert task.cancelled() and lost == 3
+    await tasks.end(task)
+
+
+async def test_what_a_task_raises_is_its_own() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise ValueError
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    assert isinstance(task.exception(), ValueError)

@@ -1,0 +1,95 @@
+"""One rank's KV events on their way to the log, never with a silent hole.
+
+Every epoch begins with `kv.rebased` and the whole cache. The first one begins with the worker's
+registration; a further one when the publisher's buffer is full, which drops what it holds: the
+cache as it is now says more than the events that led to it.
+"""
+
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from eventstore.errors import BufferFull
+from eventstore.events import KvRebased
+from eventstore.log import EventLog
+from eventstore.publisher import Publisher, split_blocks
+from eventstore.subjects import kv_producer
+from workers.kv_cache import KvEvent
+
+FIRST_EPOCH = 1
+EVENTS_MAX = 100_000
+"""Unwritten events of a rank, beside those that tell its whole cache."""
+
+
+class KvFeed:
+    """The feed of one rank under one worker id. Runs from `start` to `close`."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        namespace: str,
+        worker_id: int,
+        dp_rank: int,
+        contents: Callable[[], Sequence[KvEvent]],
+        *,
+        contents_max: int,
+        events_max: int = EVENTS_MAX,
+        on_log_rewound: Callable[[], None],
+    ) -> None:
+        """contents: the whole cache now, as stored events, at most `contents_max` of them.
+        on_log_rewound: the log lost what it had acknowledged; called on the event loop.
+        """
+        self._worker_id = worker_id
+        self._dp_rank = dp_rank
+        self._contents = contents
+        self._publisher = Publisher(
+            log,
+            namespace,
+            kv_producer(worker_id, dp_rank),
+            FIRST_EPOCH,
+            events_max=events_max + contents_max + 1,
+            on_log_rewound=on_log_rewound,
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self._publisher.epoch
+
+    @property
+    def buffered(self) -> int:
+        """Events that the log does not have yet."""
+        return self._publisher.buffered
+
+    def start(self) -> None:
+        """Begin to write, with the whole cache."""
+        self._publisher.start()
+        self._announce("started")
+
+    def publish(self, events: Sequence[KvEvent]) -> None:
+        """Queue what happened, in order. Never waits.
+
+        Raises LogUnavailable or MessageTooLarge if the publisher has stopped for good.
+        """
+        try:
+            self._publish(events)
+        except BufferFull:
+            self._publisher.start_epoch(self._publisher.epoch + 1)
+            self._announce("overflow")
+
+    async def flush(self, timeout_s: float) -> None:
+        """Return when the log has all that was published. Raises LogUnavailable in time."""
+        await self._publisher.flush(timeout_s)
+
+    async def close(self, timeout_s: float) -> None:
+        """Write what is buffered, for at most `timeout_s`, and stop. Safe to call twice."""
+        await self._publisher.close(timeout_s)
+
+    def _announce(self, reason: str) -> None:
+        self._publisher.publish(KvRebased(self._worker_id, self._dp_rank, reason))
+        self._publish(self._contents())
+
+    def _publish(self, events: Sequence[KvEvent]) -> None:
+        # The engine does not know under which id its worker is registered just now.
+        for event in events:
+            for part in split_blocks(replace(event, worker_id=self._worker_id)):
+                self._publisher.publish(part)

@@ -1,0 +1,159 @@
+"""The options of `python -m workers mock`.
+
+Where `reckon up` has the same option the variable is the same, so that one environment means the
+same to both.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from eventstore.options import Option
+from eventstore.process_settings import NAMESPACE_DEFAULT, ProcessSettings
+from eventstore.subjects import check_namespace
+from workers.leases import check_component
+
+SHIPPED_MODEL = Path(__file__).parent / "model"
+MODEL_NAME_DEFAULT = "reckon-mock"
+
+
+class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
+    """A worker with a simulated engine: real requests, real KV cache bookkeeping, made-up tokens at
+    the pace of a real engine. It registers, uploads its tokenizer, and serves frontends.
+
+    SIGTERM or SIGINT: it leaves the list, finishes what runs, and ends; a second one ends it at
+    once. Exit: 0 after an orderly end; 1 if it could not start; 2 for a wrong option.
+    """
+
+    program: ClassVar[str] = "python -m workers mock"
+
+    namespace: Annotated[
+        str,
+        Option(
+            "DYN_NAMESPACE",
+            "Namespace to serve in.",
+            group="Worker",
+            check=check_namespace,
+        ),
+    ] = NAMESPACE_DEFAULT
+    component: Annotated[
+        str, Option("DYN_COMPONENT", "Component to register as.", check=check_component)
+    ] = "backend"
+    host: Annotated[
+        str,
+        Option("DYN_TCP_RPC_HOST", "Address to listen on for frontends. 0.0.0.0: all of IPv4."),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Option("DYN_TCP_RPC_PORT", "Port to listen on; 0 takes a free one.", ge=0, le=65_535)
+    ] = 0
+    advertise_host: Annotated[
+        str | None,
+        Option(
+            "RECKON_ADVERTISE_HOST",
+            "Host that frontends are told to connect to.",
+            unset="--host, or where that is all addresses, the one of this machine's name",
+        ),
+    ] = None
+    lease_ttl_secs: Annotated[
+        int,
+        Option(
+            "RECKON_LEASE_TTL_SECS",
+            "How long a worker that vanished without a word stays listed.",
+            unit="seconds",
+            ge=1,
+            le=3600,
+        ),
+    ] = 5
+    drain_secs: Annotated[
+        float,
+        Option(
+            "RECKON_DRAIN_SECS",
+            "How long running requests may go on after SIGTERM.",
+            unit="seconds",
+            ge=0,
+        ),
+    ] = 5.0
+
+    model_name: Annotated[
+        str, Option("RECKON_MODEL_NAME", "Name that clients ask for.", group="Model")
+    ] = MODEL_NAME_DEFAULT
+    model_path: Annotated[
+        Path | None,
+        Option(
+            "RECKON_MODEL_PATH",
+            "Directory with the model's tokenizer.json and tokenizer_config.json.",
+            unset="the small model that comes with the mock worker",
+        ),
+    ] = None
+    context_length: Annotated[
+        int | None,
+        Option(
+            "RECKON_CONTEXT_LENGTH",
+            "Prompt and output tokens of a request together, at most.",
+            unit="tokens",
+            unset="what the model's config.json says, else 131072",
+            ge=2,
+        ),
+    ] = None
+
+    speedup_ratio: Annotated[
+        float,
+        Option(
+            "RECKON_SPEEDUP_RATIO",
+            "Speed of the engine; 2 is twice as fast as the one that it models.",
+            group="Engine",
+            gt=0,
+        ),
+    ] = 1.0
+    block_size: Annotated[
+        int, Option("RECKON_BLOCK_SIZE", "Size of a KV block.", unit="tokens", ge=1)
+    ] = 64
+    num_gpu_blocks: Annotated[
+        int, Option("RECKON_NUM_GPU_BLOCKS", "KV blocks of each rank.", unit="blocks", ge=1)
+    ] = 16_384
+    max_num_seqs: Annotated[
+        int, Option("RECKON_MAX_NUM_SEQS", "Requests that run at once on a rank.", ge=1)
+    ] = 256
+    max_num_batched_tokens: Annotated[
+        int,
+        Option(
+            "RECKON_MAX_NUM_BATCHED_TOKENS",
+            "Tokens computed in a step of a rank; at least --max-num-seqs.",
+            unit="tokens",
+            ge=1,
+        ),
+    ] = 8_192
+    max_num_waiting: Annotated[
+        int,
+        Option(
+            "RECKON_MAX_NUM_WAITING",
+            "Requests that may wait on a rank; further ones are refused as overloaded.",
+            ge=1,
+        ),
+    ] = 4_096
+    data_parallel_size: Annotated[
+        int,
+        Option(
+            "RECKON_DATA_PARALLEL_SIZE",
+            "Ranks, each with an engine and a KV cache of its own.",
+            ge=1,
+            le=64,
+        ),
+    ] = 1
+    seed: Annotated[
+        int,
+        Option(
+            "RECKON_SEED",
+            "Of the made-up tokens. Workers of one model should share it: a request that moves "
+            "then goes on as it would have.",
+            ge=0,
+        ),
+    ] = 0
+    output_tokens_mean: Annotated[
+        float,
+        Option(
+            "RECKON_OUTPUT_TOKENS_MEAN",
+            "Average length of an answer that nothing else ends.",
+            unit="tokens",
+            ge=1,
+        ),
+    ] = 128.0
