@@ -18,9 +18,10 @@ from eventstore import codec, events
 from eventstore.log import Record
 from eventstore.memory import MemoryLog
 from eventstore.publisher import Publisher
+from router.decision import RoutedRequest, RouterOptions
 from router.fold import apply
 from router.replica import Replica
-from router.router import RoutedRequest, Router, RouterOptions
+from router.router import Router
 from router.selection import RouterMode
 from router.state import RouterState
 

@@ -94,6 +94,16 @@ class Publisher:
         return len(self._waiting) + self._in_flight
 
     @property
+    def published(self) -> int:
+        """Events published so far."""
+        return self._published
+
+    @property
+    def last_seq(self) -> int:
+        """Position of the last batch that the log acknowledged; 0 before the first."""
+        return self._last_seq
+
+    @property
     def oldest_buffered_s(self) -> float:
         """Upper bound for the age of the oldest buffered event, in seconds; 0 if there is none."""
         return self._now() - self._oldest_at if self.buffered else 0.0

@@ -17,8 +17,9 @@ from frontend.metrics import ModelMetrics, TokenTimes
 from frontend.served import ServedModel
 from frontend.service import Service
 from indexer.blocks import prompt_hashes
+from router.decision import RoutedRequest
 from router.errors import RouterError
-from router.router import RoutedRequest, Ticket
+from router.router import Ticket
 from workers.errors import CannotConnect, WorkerError, WorkerLost
 from workers.protocol import EngineRequest, Output, SamplingOptions, StopConditions
 from workers.tcp_client import StreamHandle

@@ -26,9 +26,10 @@ from frontend.metrics import FrontendMetrics
 from frontend.served import Download, ServedModels
 from frontend.service import Limits, Service
 from frontend.settings import FrontendSettings
+from router.decision import RouterOptions
 from router.metrics import RouterMetrics
 from router.replica import Replica
-from router.router import Router, RouterOptions
+from router.router import Router
 from router.selection import RouterMode
 from workers.card import Instance
 from workers.clients import WorkerClients

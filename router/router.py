@@ -7,14 +7,14 @@ requests count, and the overlay then keeps them until they end.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from random import Random
 
 from msgspec import Struct
 
 from eventstore.events import (
     AnyEvent,
-    Candidate,
     PrefillCompleted,
     RequestAccepted,
     RequestCancelled,
@@ -29,25 +29,20 @@ from eventstore.publisher import Publisher
 from eventstore.subjects import hex_id
 from indexer.radix import WorkerRank
 from router.active import ActiveSequences
-from router.errors import (
-    LogBacklogFull,
-    NoWorkers,
-    ReplicaNotReady,
-    UnknownWorker,
-    WorkerRequired,
+from router.decision import (
+    Candidates,
+    Picture,
+    RoutedRequest,
+    RouterOptions,
+    decide,
+    eligible,
 )
+from router.errors import LogBacklogFull, ReplicaNotReady
 from router.replica import Replica
-from router.selection import Load, Prompt, RouterMode, best, costs, depth_by_slot, pick
+from router.selection import Load, depth_by_slot
 
 EVENTS_PER_REQUEST = 4
 """accepted, routed, prefill_completed, and one ending: what a live request may still write."""
-
-
-class RouterOptions(Struct, frozen=True, kw_only=True):
-    mode: RouterMode
-    overlap_weight: float = 1.0
-    temperature: float = 0.0
-    replica_sync: bool = False
 
 
 class Timings(Struct, frozen=True):
@@ -55,37 +50,6 @@ class Timings(Struct, frozen=True):
 
     find_matches_s: float
     scheduling_s: float
-
-
-class RoutedRequest(Struct, frozen=True, kw_only=True):
-    """What the router is told about a request. `worker_id`: the caller's own choice, if any."""
-
-    request_id: str
-    model: str
-    endpoint: str
-    isl: int
-    block_size: int
-    sequence_hashes: list[int]
-    max_tokens: int | None = None
-    streaming: bool = False
-    worker_id: int | None = None
-
-
-class _Candidates(Struct, frozen=True):
-    """The ranks a request may go to, by slot."""
-
-    ranks: list[WorkerRank]
-    slots: list[int]
-
-    def pick_from(self, by_slot: Sequence[int]) -> Sequence[int]:
-        """The candidates' items of a list by slot. No copy where every slot is a candidate."""
-        if len(self.slots) == len(by_slot):
-            return by_slot
-        return [by_slot[slot] for slot in self.slots]
-
-    def only(self, worker_id: int) -> "_Candidates":
-        here = [index for index, rank in enumerate(self.ranks) if rank.worker_id == worker_id]
-        return _Candidates([self.ranks[i] for i in here], [self.slots[i] for i in here])
 
 
 class Router:
@@ -109,10 +73,15 @@ class Router:
         self._clock = clock
         self._overlay = ActiveSequences()
         self._serving: dict[int, str] = {}
-        self._candidates: dict[str, _Candidates] = {}
+        self._candidates: dict[str, Candidates] = {}
         self._candidates_version = -1
         self._turn = 0
         self._tickets: dict[str, Ticket] = {}
+        self._missing: set[str] = set()
+        self._ghosts: set[str] = set()
+        self._published_then = 0
+        self.corrections = Counter[str]()
+        """What `reconcile` has written: `announced`, `released`."""
 
     @property
     def router_id(self) -> str:
@@ -148,7 +117,7 @@ class Router:
     def has_workers(self, model: str) -> bool:
         return bool(self._candidates_of(model).ranks)
 
-    def _candidates_of(self, model: str) -> _Candidates:
+    def _candidates_of(self, model: str) -> Candidates:
         state = self._replica.state
         if state.workers_version != self._candidates_version:
             self._candidates.clear()
@@ -162,7 +131,7 @@ class Router:
                 for rank in state.ranks_of(worker_id)
             ]
             ranks.sort(key=state.tree.slot_of)
-            known = _Candidates(ranks, [state.tree.slot_of(rank) for rank in ranks])
+            known = Candidates(ranks, [state.tree.slot_of(rank) for rank in ranks])
             self._candidates[model] = known
         return known
 
@@ -198,6 +167,57 @@ class Router:
                     request_id, slot, booking.prefill_tokens, booking.sequence_hashes
                 )
 
+    # --- when the log and this frontend disagree --------------------------------------------------
+
+    def reconcile(self) -> None:
+        """Compare the fold's picture of this frontend's requests with the requests themselves, and
+        write what puts it right.
+
+        They disagree after a reset, after the log lost its tail, or when this frontend was taken
+        for dead and was not. What an earlier call found and this one still finds, though all that
+        had been published then has come back since, is corrected: a live request that the fold does
+        not know is announced again, and one that the fold believes in and that has ended here is
+        released. Call it every few seconds.
+        """
+        if not self._replica.is_ready:
+            return
+        folded = self._replica.state.requests
+        own = {key for key, live in folded.items() if live.frontend_id == self._frontend_id}
+        missing, ghosts = self._tickets.keys() - own, own - self._tickets.keys()
+        publisher = self._publisher
+        if publisher.published - publisher.buffered < self._published_then:
+            return  # not all of it is written yet
+        if self._replica.state.cursor < publisher.last_seq:
+            return  # nor read
+        for request_id in sorted(missing & self._missing):
+            self._announce(self._tickets[request_id])
+        for request_id in sorted(ghosts & self._ghosts):
+            publisher.publish(RequestFailed(request_id, 0, "lost"))
+            self.corrections["released"] += 1
+        self._missing, self._ghosts = missing, ghosts
+        self._published_then = publisher.published
+
+    def _announce(self, ticket: "Ticket") -> None:
+        """Write again what has been written of a live request."""
+        request_id = ticket.request.request_id
+        self._publisher.publish(self._accepted(ticket.request))
+        if ticket.routed is not None:
+            self._publisher.publish(ticket.routed)
+            if not ticket.is_prefilling:
+                self._publisher.publish(PrefillCompleted(request_id, ticket.cached_tokens))
+            if request_id not in self._overlay and ticket.rank is not None:
+                self._rebook(ticket)
+        self.corrections["announced"] += 1
+
+    def _rebook(self, ticket: "Ticket") -> None:
+        routed = ticket.routed
+        assert routed is not None
+        rank = WorkerRank(routed.worker_id, routed.dp_rank)
+        if rank in self._replica.state.ranks_of(rank.worker_id):
+            self._book(ticket.request, routed)
+            if not ticket.is_prefilling:
+                self._overlay.prefill_completed(ticket.request.request_id)
+
     # --- a request --------------------------------------------------------------------------------
 
     def accept(self, request: RoutedRequest) -> "Ticket":
@@ -212,19 +232,20 @@ class Router:
         promised = EVENTS_PER_REQUEST * (len(self._tickets) + 1)
         if self._publisher.buffered + promised > self._publisher.events_max:
             raise LogBacklogFull(self._publisher.buffered)
-        self._publisher.publish(
-            RequestAccepted(
-                request.request_id,
-                self._frontend_id,
-                request.model,
-                request.endpoint,
-                request.isl,
-                request.max_tokens,
-                request.streaming,
-            )
-        )
+        self._publisher.publish(self._accepted(request))
         ticket = self._tickets[request.request_id] = Ticket(self, request)
         return ticket
+
+    def _accepted(self, request: RoutedRequest) -> RequestAccepted:
+        return RequestAccepted(
+            request.request_id,
+            self._frontend_id,
+            request.model,
+            request.endpoint,
+            request.isl,
+            request.max_tokens,
+            request.streaming,
+        )
 
     def load(self) -> Load:
         """Prefill tokens and active blocks as decisions see them, by slot."""
@@ -255,68 +276,24 @@ class Router:
         return depth_by_slot(own or folded, slot_count)
 
     def _choose(self, request: RoutedRequest, attempt: int) -> tuple[RequestRouted, Timings]:
+        """Raises NoWorkers, UnknownWorker, WorkerRequired."""
         started = self._clock()
-        options, state = self.options, self._replica.state
-        candidates = self._candidates_of(request.model)
-        if not candidates.ranks:
-            raise NoWorkers(request.model)
-        mode = options.mode
-        if request.worker_id is not None:
-            mode = RouterMode.DIRECT
-            candidates = candidates.only(request.worker_id)
-            if not candidates.ranks:
-                raise UnknownWorker(request.worker_id, request.model)
-        elif mode is RouterMode.DIRECT:
-            raise WorkerRequired()
-
-        ranks, hashes = candidates.ranks, request.sequence_hashes
+        state, hashes = self._replica.state, request.sequence_hashes
+        candidates, mode = eligible(self._candidates_of(request.model), request, self.options.mode)
         slot_count = len(state.active.blocks)
-        by_slot = depth_by_slot(state.tree.match_depths(hashes), slot_count)
+        overlaps = depth_by_slot(state.tree.match_depths(hashes), slot_count)
         matched = self._clock()
-        overlaps = candidates.pick_from(by_slot)
-        active_overlaps = candidates.pick_from(self._active_overlaps(hashes, slot_count))
-        load = Load(*map(candidates.pick_from, self.load()))
-        prompt = Prompt(request.isl, request.block_size, len(hashes))
-        by_cost = costs(prompt, load, overlaps, active_overlaps, options.overlap_weight)
-
-        def size_of(index: int) -> int:
-            return state.tree.blocks_of(ranks[index])
-
-        if mode is RouterMode.ROUND_ROBIN:
-            chosen = self._turn % len(ranks)
-            self._turn += 1
-        elif mode is RouterMode.RANDOM:
-            chosen = self._rng.randrange(len(ranks))
-        else:
-            chosen = pick(by_cost, size_of, options.temperature, self._rng)
-
-        def candidate(index: int) -> Candidate:
-            uncached = max(0, request.isl - overlaps[index] * request.block_size)
-            return Candidate(
-                *ranks[index],
-                overlaps[index],
-                load.prefill_tokens[index] + uncached,
-                load.blocks[index] + len(hashes) - active_overlaps[index],
-                by_cost[index],
-            )
-
-        routed = RequestRouted(
-            request_id=request.request_id,
-            attempt=attempt,
-            worker_id=ranks[chosen].worker_id,
-            dp_rank=ranks[chosen].dp_rank,
-            mode=mode.value,
-            isl=request.isl,
-            overlap_blocks=overlaps[chosen],
-            sequence_hashes=hashes,
+        picture = Picture(
             cursor=state.cursor,
-            overlap_weight=options.overlap_weight,
-            temperature=options.temperature,
-            candidate_count=len(ranks),
-            candidates=[candidate(index) for index in best(by_cost, chosen)],
-            model=request.model,
-            max_tokens=request.max_tokens,
+            overlaps=overlaps,
+            active_overlaps=self._active_overlaps(hashes, slot_count),
+            load=self.load(),
+            size_of=state.tree.blocks_of,
         )
+        routed = decide(
+            request, attempt, candidates, mode, picture, self.options, self._rng, self._turn
+        )
+        self._turn += 1
         return routed, Timings(matched - started, self._clock() - matched)
 
     def _book(self, request: RoutedRequest, routed: RequestRouted) -> None:
@@ -336,8 +313,9 @@ class Ticket:
         self.request = request
         self.routed: RequestRouted | None = None
         self._router = router
+        self.is_prefilling = False
+        self.cached_tokens: int | None = None
         self._ended = False
-        self._prefilling = False
 
     @property
     def rank(self) -> WorkerRank | None:
@@ -352,15 +330,16 @@ class Ticket:
         attempt = 0 if self.routed is None else self.routed.attempt + 1
         self.routed, timings = router._choose(self.request, attempt)
         router._book(self.request, self.routed)
-        self._prefilling = True
+        self.is_prefilling = True
         router._publisher.publish(self.routed)
         return timings
 
     def prefill_completed(self, cached_tokens: int | None) -> None:
         """The first token is here. Later calls do nothing."""
-        if not self._prefilling or self._ended:
+        if not self.is_prefilling or self._ended:
             return
-        self._prefilling = False
+        self.is_prefilling = False
+        self.cached_tokens = cached_tokens
         self._router._overlay.prefill_completed(self.request.request_id)
         self._router._publisher.publish(PrefillCompleted(self.request.request_id, cached_tokens))
 

@@ -28,6 +28,7 @@ PURE = [
     "indexer/rank_cache.py",
     "indexer/dump.py",
     "router/active.py",
+    "router/decision.py",
     "router/lifecycle.py",
     "router/selection.py",
     "router/state.py",

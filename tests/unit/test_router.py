@@ -11,6 +11,7 @@ from eventstore import codec, events
 from eventstore.memory import MemoryLog
 from eventstore.publisher import Publisher
 from eventstore.subjects import kv_producer, request_producer, subject, worker_producer
+from router.decision import RoutedRequest, RouterOptions
 from router.errors import (
     LogBacklogFull,
     NoWorkers,
@@ -19,7 +20,7 @@ from router.errors import (
     WorkerRequired,
 )
 from router.replica import Replica
-from router.router import RoutedRequest, Router, RouterOptions
+from router.router import Router
 from router.selection import RouterMode
 from tests.waiting import eventually
 
@@ -294,3 +295,67 @@ async def test_a_full_backlog_refuses_new_requests_and_still_takes_every_ending(
             ticket.completed(1, "stop", None)
         await here.settle()
         assert not here.replica.state.requests
+
+
+async def test_after_a_reset_live_requests_are_announced_again() -> None:
+    async with deployment() as here:
+        await here.add_worker(1, CHAIN)
+        await here.settle()
+        prefilling, decoding = (here.router.accept(here.request(name)) for name in "ab")
+        for ticket in (prefilling, decoding):
+            ticket.route()
+        decoding.prefill_completed(4)
+        await here.settle()
+        before = here.router.load()
+        blocks = [list(before.prefill_tokens), list(before.blocks)]
+        await here.write("control", events.StateReset("test"))
+        await here.settle()
+        assert not here.replica.state.requests
+        here.router.reconcile()
+        assert here.router.corrections == {}
+        here.router.reconcile()
+        assert here.router.corrections == {"announced": 2}
+        after = here.router.load()
+        assert [list(after.prefill_tokens), list(after.blocks)] == blocks
+        await here.settle()
+        assert here.router.overlay_bookings == 0
+        after = here.router.load()
+        assert [list(after.prefill_tokens), list(after.blocks)] == blocks
+        for ticket in (prefilling, decoding):
+            ticket.completed(3, "stop", None)
+        await here.settle()
+        assert not any(here.router.load().blocks)
+        assert here.replica.state.anomalies.out_of_order == 0
+
+
+async def test_a_request_that_ended_here_and_not_in_the_log_is_released_with_an_event() -> None:
+    async with deployment() as here:
+        await here.add_worker(1, [])
+        lost = here.router._accepted(here.request("lost"))
+        await here.write("request.other", lost)
+        await here.settle()
+        assert "lost" in here.replica.state.requests
+        here.router.reconcile()
+        here.router.reconcile()
+        await here.settle()
+        assert not here.replica.state.requests
+        assert events.RequestFailed("lost", 0, "lost") in await here.recorded()
+        here.router.reconcile()
+        here.router.reconcile()
+        assert here.router.corrections == {"released": 1}
+
+
+async def test_nothing_is_corrected_while_all_is_well() -> None:
+    async with deployment() as here:
+        await here.add_worker(1, [])
+        await here.settle()
+        for index in range(20):
+            ticket = here.router.accept(here.request(f"r{index}"))
+            here.router.reconcile()
+            ticket.route()
+            if index % 3 == 0:
+                await here.settle()
+            here.router.reconcile()
+            ticket.completed(1, "stop", None)
+        await here.settle()
+        assert here.router.corrections == {}
