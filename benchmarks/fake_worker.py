@@ -31,7 +31,7 @@ from simulations.settings import SHIPPED_MODEL
 from workers.card import Instance, ModelCard
 from workers.discovery_nats import NatsDiscovery
 from workers.models import ModelStore, read_model
-from workers.protocol import EngineRequest, Output
+from workers.protocol import Announce, EngineRequest, Output
 from workers.registry import SHUTDOWN, record_registered, record_removed
 from workers.tcp_server import Connection, WorkerServer
 
@@ -100,6 +100,11 @@ class Script:
 
     def on_cancel(self, connection: Connection, stream: int) -> None:
         pass
+
+    def on_announce(self, message: Announce) -> None: ...
+
+    def running(self, connection: Connection) -> list[int]:
+        return sorted(connection.streams)
 
     def on_disconnect(self, connection: Connection, streams: frozenset[int]) -> None:
         pass

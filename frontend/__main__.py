@@ -17,7 +17,7 @@ from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line, unknown_environment
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
-from workers.discovery_nats import NatsDiscovery
+from workers.discovery_nats import NatsDiscovery, NatsFrontends
 from workers.errors import WorkerError
 from workers.models import ModelStore
 
@@ -63,15 +63,19 @@ async def _run(settings: FrontendSettings) -> int:
         settings.nats_url,
         settings.data_dir or default_data_dir(os.environ),
         name="reckon frontend",
+        access=settings.access(),
         wait_s=settings.nats_wait_secs,
         binary=settings.nats_server_binary,
     )
-    namespace = settings.log_namespace
+    namespace, replicas = settings.log_namespace, settings.log_replicas
     try:
-        log = await JetStreamLog.open(connection, namespace)
+        log = await JetStreamLog.open(
+            connection, namespace, replicas=replicas, wait_s=settings.nats_wait_secs
+        )
         try:
             await FrontendProcess(settings, namespace, log, stop).run(
-                NatsDiscovery(connection, namespace),
+                NatsDiscovery(connection, namespace, replicas=replicas),
+                NatsFrontends(connection, namespace),
                 ModelStore(connection, namespace).download,
                 lambda address: print(f"ready {address}", flush=True),
             )

@@ -16,13 +16,15 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from eventstore.errors import LogUnavailable
 from eventstore.log import EventLog
 from eventstore.publisher import Publisher
 from eventstore.subjects import hex_id, request_producer
 from frontend.app import make_app
+from frontend.caretaker import Caretaker
 from frontend.errors import ShuttingDown
 from frontend.metrics import FrontendMetrics
+from frontend.presence import Presence
+from frontend.removals import FrontendGone, Removals, WorkerGone
 from frontend.served import Download, ServedModels
 from frontend.service import Limits, Service
 from frontend.settings import FrontendSettings
@@ -31,10 +33,10 @@ from router.metrics import RouterMetrics
 from router.replica import Replica
 from router.router import Router
 from router.selection import RouterMode
-from workers.card import Instance
+from workers.card import FrontendInstance, Instance
 from workers.clients import WorkerClients
-from workers.discovery import Discovery, Ending
-from workers.registry import LEASE_EXPIRED, record_removed
+from workers.discovery import Discovery, Ending, Leases
+from workers.tasks import end
 
 EPOCH = 1
 """A frontend's id is drawn afresh at every start, so its producer has one epoch."""
@@ -107,9 +109,14 @@ class FrontendProcess:
         )
 
     async def run(
-        self, discovery: Discovery, download: Download, listening: Callable[[str], None]
+        self,
+        discovery: Discovery,
+        frontends: Leases[FrontendInstance],
+        download: Download,
+        listening: Callable[[str], None],
     ) -> None:
-        """Serve until `stop` is set. listening: called with the address once requests are taken.
+        """Serve until `stop` is set. discovery, frontends: the lists of workers and frontends.
+        listening: called with the address once requests are taken.
 
         Raises PortInUse, DiscoveryError, LogUnavailable.
         """
@@ -137,6 +144,7 @@ class FrontendProcess:
             live=set(),
         )
         removals = Removals(self._log, self._namespace)
+        presence = Presence(frontends, self._log, self._namespace, self.frontend_id)
 
         def put(instance: Instance) -> None:
             models.put(instance)
@@ -146,7 +154,12 @@ class FrontendProcess:
             models.remove(instance.worker_id)
             clients.remove(instance, ending)
             if ending is Ending.EXPIRED:
-                removals.record(instance)
+                removals.record(WorkerGone(instance.worker_id, instance.registered_seq))
+
+        def frontend_left(instance: FrontendInstance, ending: Ending) -> None:
+            if ending is Ending.EXPIRED and instance.frontend_id != self.frontend_id:
+                gone = FrontendGone(instance.frontend_id, instance.lease, instance.removed_seq)
+                removals.record(gone)
 
         runner = web.AppRunner(
             make_app(service),
@@ -164,17 +177,29 @@ class FrontendProcess:
                     tasks.create_task(self.replica.run(), name="replica"),
                     tasks.create_task(models.run(), name="models"),
                     tasks.create_task(removals.run(), name="removals"),
+                    tasks.create_task(presence.run(address), name="presence"),
                 ]
-                await discovery.watch(put, remove)
+                workers = await discovery.watch(put, remove)
+                others = await frontends.watch(lambda instance: None, frontend_left)
+                caretaker = Caretaker(
+                    router=self.router,
+                    replica=self.replica,
+                    clients=clients,
+                    workers=lambda: workers.instances,
+                    frontends=lambda: others.instances,
+                    record=removals.record,
+                )
+                running.append(tasks.create_task(caretaker.run(), name="caretaker"))
                 listening(address)
                 await self._stop.wait()
                 service.draining.set()
                 await self._drain(runner, service)
-                for task in running:
-                    task.cancel()
+                for task in reversed(running):
+                    await end(task)
         finally:
             await runner.cleanup()
             await discovery.close()
+            await frontends.close()
             await clients.close()
 
     def _serve(self, instance: Instance, metrics: FrontendMetrics) -> None:
@@ -203,40 +228,3 @@ class FrontendProcess:
         left = await self.publisher.close(FLUSH_S)
         if left:
             _log.error("%d facts could not be written to the log", left)
-
-
-class Removals:
-    """Records that workers are gone, one after another, for as long as the log takes to answer."""
-
-    QUEUE_MAX = 10_000
-
-    def __init__(self, log: EventLog, namespace: str) -> None:
-        self._log = log
-        self._namespace = namespace
-        self._queue: asyncio.Queue[Instance] = asyncio.Queue(self.QUEUE_MAX)
-
-    def record(self, instance: Instance) -> None:
-        """The instance's lease ended. With QUEUE_MAX ends unwritten, further ones are left to the
-        other frontends, which see them too."""
-        if self._queue.full():
-            _log.error("removal of %s is left to others", hex_id(instance.worker_id))
-            return
-        self._queue.put_nowait(instance)
-
-    async def run(self) -> None:
-        while True:
-            instance = await self._queue.get()
-            try:
-                wrote = await record_removed(
-                    self._log,
-                    self._namespace,
-                    instance.worker_id,
-                    LEASE_EXPIRED,
-                    instance.registered_seq,
-                )
-            except LogUnavailable as error:
-                _log.warning("removal not written, will try again: %s", error)
-                self.record(instance)
-                continue
-            if wrote:
-                _log.info("worker %s removed: its lease ended", hex_id(instance.worker_id))

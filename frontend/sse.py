@@ -43,7 +43,10 @@ class EventStream:
         return self._transport is not None
 
     async def open(self) -> None:
-        """Send status and headers, with what was collected so far."""
+        """Send status and headers, with what was collected so far.
+
+        Raises ConnectionResetError if the client is gone.
+        """
         response = self._response
         await response.prepare(self._request)
         self._chunked = bool(response.chunked) or "Transfer-Encoding" in response.headers
@@ -71,11 +74,12 @@ class EventStream:
             self._overrun(ClientTooSlow(unread_bytes))
 
     async def close(self) -> None:
-        """Wait until the client has taken the rest, within a bound; then end the response."""
+        """Wait until the client has taken the rest, within a bound; then end the response. A client
+        that is gone by now has missed nothing that could still be told."""
         try:
             async with asyncio.timeout(self._limits.unread_s):
                 await self._response.write_eof()
-        except TimeoutError:
+        except (TimeoutError, ConnectionResetError):
             self.abandon()
         self._closed = True
 

@@ -6,9 +6,24 @@ their SHA-256, so a frontend in another container needs no shared disk.
 """
 
 import hashlib
+from typing import ClassVar, Protocol
 
 import msgspec
 from msgspec import Struct
+
+
+class Listed(Protocol):
+    """What discovery can list: a record of a process, under an id that is never used again."""
+
+    LISTED_UNDER: ClassVar[str]
+
+    @property
+    def listed_id(self) -> int:
+        """u64, unique in its kind."""
+
+    @property
+    def listed_group(self) -> str:
+        """Part of its key, one token."""
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
@@ -57,5 +72,38 @@ class Instance(Struct, frozen=True, kw_only=True):
     registered_seq: int = 0
     """Log position of its `worker.registered`; 0: not known."""
 
+    LISTED_UNDER: ClassVar[str] = "v1.instances"
+
+    @property
+    def listed_id(self) -> int:
+        return self.worker_id
+
+    @property
+    def listed_group(self) -> str:
+        return self.component
+
     def ranks(self) -> range:
         return range(self.dp_start, self.dp_start + self.dp_size)
+
+
+class FrontendInstance(Struct, frozen=True, kw_only=True):
+    """One running frontend process, for as long as its `lease` lasts."""
+
+    frontend_id: int
+    """u64, drawn afresh at every start."""
+    address: str
+    """URL of its HTTP server."""
+    lease: int = 1
+    """Counts the leases that this process has had: one that was taken for dead gets another."""
+    removed_seq: int = 0
+    """Log position of the `frontend.removed` of its lease before; 0: there was none."""
+
+    LISTED_UNDER: ClassVar[str] = "v1.frontends"
+
+    @property
+    def listed_id(self) -> int:
+        return self.frontend_id
+
+    @property
+    def listed_group(self) -> str:
+        return "http"

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Mapping
+from typing import Generic
 
 import msgspec
 from nats.aio.msg import Msg
@@ -17,8 +19,8 @@ from nats.js import api
 
 from eventstore.connect import Nats
 from eventstore.subjects import check_namespace, hex_id
-from workers.card import Instance
-from workers.discovery import Ending, Lease, OnDelete, OnLost, OnPut, Watch
+from workers.card import FrontendInstance, Instance
+from workers.discovery import Ending, Lease, OnDelete, OnLost, OnPut, T, Watch
 from workers.errors import DiscoveryError
 from workers.leases import (
     ANSWER_S,
@@ -37,11 +39,13 @@ from workers.tasks import end
 RESYNC_S = 30.0
 
 _logger = logging.getLogger(__name__)
-_decoder = msgspec.json.Decoder(Instance)
 
 
-class NatsDiscovery:
-    """The instances of one namespace. Does not own the connection."""
+class NatsLeases(Generic[T]):
+    """The processes of one kind in one namespace. Does not own the connection."""
+
+    kind: type[T]
+    """Of the records."""
 
     def __init__(
         self,
@@ -49,24 +53,29 @@ class NatsDiscovery:
         namespace: str,
         *,
         lease_ttl_s: int = LEASE_TTL_S,
+        replicas: int | None = None,
     ) -> None:
-        """lease_ttl_s: whole seconds, at least 1."""
+        """lease_ttl_s: whole seconds, at least 1. replicas: see `eventstore.replicas`."""
         self._nats = connection
         self._js = connection.jetstream
         self._bucket = f"reckon_{check_namespace(namespace)}_instances"
         self._lease_ttl_s = lease_ttl_s
+        self._replicas = replicas
         self._leases: set[RenewedLease] = set()
-        self._watches: set[_NatsWatch] = set()
+        self._watches: set[_NatsWatch[T]] = set()
 
-    async def register(self, instance: Instance, on_lost: OnLost) -> Lease:
+    async def register(self, instance: T, on_lost: OnLost) -> Lease:
         key = key_of(instance)
         cell = Cell(self._js, self._bucket, key, msgspec.json.encode(instance))
+        began_at = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_S):
-                await open_bucket(self._js, self._bucket)
+                await open_bucket(self._nats, self._bucket, self._replicas)
                 revision = await cell.write(0, self._lease_ttl_s)
         except UNREACHABLE as error:
-            raise DiscoveryError(f"cannot register in {self._bucket}: {error!r}") from error
+            what = f"cannot register in {self._bucket}"
+            why = self._nats.denied(what, began_at) or f"{what}: {error!r}"
+            raise DiscoveryError(str(why)) from error
         except LeaseTaken as error:
             raise DiscoveryError(f"cannot register {key}: {error}") from error
         lease = RenewedLease(cell, revision, self._lease_ttl_s, on_lost)
@@ -74,13 +83,15 @@ class NatsDiscovery:
         lease.task.add_done_callback(lambda _: self._leases.discard(lease))
         return lease
 
-    async def watch(self, on_put: OnPut, on_delete: OnDelete) -> Watch:
+    async def watch(self, on_put: OnPut[T], on_delete: OnDelete[T]) -> Watch[T]:
         watch = _NatsWatch(
             self._nats,
             self._bucket,
+            self.kind,
             on_put,
             on_delete,
             hold_s=self._lease_ttl_s,
+            replicas=self._replicas,
         )
         self._watches.add(watch)
         watch.task.add_done_callback(lambda _: self._watches.discard(watch))
@@ -99,27 +110,32 @@ class NatsDiscovery:
             await watch.close()
 
 
-class _NatsWatch:
+class _NatsWatch(Generic[T]):
     """Keeps `instances` as the bucket says, and tells of every change."""
 
     def __init__(
         self,
         connection: Nats,
         bucket: str,
-        on_put: OnPut,
-        on_delete: OnDelete,
+        kind: type[T],
+        on_put: OnPut[T],
+        on_delete: OnDelete[T],
         *,
         hold_s: float,
+        replicas: int | None,
     ) -> None:
         """hold_s: for how long after a reconnect an expired lease may come back unnoticed."""
         self._nats = connection
         self._js = connection.jetstream
         self._bucket = bucket
         self._prefix = f"$KV.{bucket}."
+        self._kind = kind
+        self._decoder = msgspec.json.Decoder(kind)
         self._on_put = on_put
         self._on_delete = on_delete
         self._hold_s = hold_s
-        self._instances: dict[str, Instance] = {}
+        self._replicas = replicas
+        self._instances: dict[str, T] = {}
         self._values: dict[str, bytes] = {}
         self._damaged: set[str] = set()
         self._listed: set[str] | None = None
@@ -134,8 +150,8 @@ class _NatsWatch:
         self.task = asyncio.create_task(self._run(), name=f"watch {bucket}")
 
     @property
-    def instances(self) -> Mapping[int, Instance]:
-        return {instance.worker_id: instance for instance in self._instances.values()}
+    def instances(self) -> Mapping[int, T]:
+        return {instance.listed_id: instance for instance in self._instances.values()}
 
     async def close(self) -> None:
         self._nats.on_connected.discard(self._on_reconnect)
@@ -157,7 +173,7 @@ class _NatsWatch:
         """One round: returns when it is time for the next one."""
         await self._nats.wait_connected()
         self._reconnected.clear()
-        await open_bucket(self._js, self._bucket)
+        await open_bucket(self._nats, self._bucket, self._replicas)
         self._listed = set()
         self.synced.clear()
 
@@ -166,7 +182,7 @@ class _NatsWatch:
                 self._take(message)
 
         subscription = await self._js.subscribe(
-            f"{self._prefix}v1.instances.>",
+            f"{self._prefix}{self._kind.LISTED_UNDER}.>",
             stream=f"KV_{self._bucket}",
             cb=on_message,
             ordered_consumer=True,
@@ -216,9 +232,9 @@ class _NatsWatch:
         if self._values.get(key) == value:  # renewed
             return
         try:
-            instance = _decoder.decode(value)
-            if key.rpartition(".")[2] != hex_id(instance.worker_id):
-                raise ValueError(f"it names worker {hex_id(instance.worker_id)}")
+            instance = self._decoder.decode(value)
+            if key.rpartition(".")[2] != hex_id(instance.listed_id):
+                raise ValueError(f"it names {hex_id(instance.listed_id)}")
         except ValueError as error:  # msgspec's errors are ValueErrors
             if key not in self._damaged:
                 self._damaged.add(key)
@@ -265,3 +281,15 @@ class _NatsWatch:
         timer = self._held.pop(key, None)
         if timer is not None:
             timer.cancel()
+
+
+class NatsDiscovery(NatsLeases[Instance]):
+    """The workers of one namespace."""
+
+    kind = Instance
+
+
+class NatsFrontends(NatsLeases[FrontendInstance]):
+    """The frontends of one namespace."""
+
+    kind = FrontendInstance

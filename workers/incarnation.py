@@ -7,7 +7,8 @@ and its running requests stay.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ from eventstore.subjects import hex_id
 from workers.card import Instance
 from workers.discovery import Discovery, Lease
 from workers.engine import MockEngine
-from workers.kv_feed import KvFeed
+from workers.kv_feed import EVENTS_MAX, KvFeed
 from workers.registry import LEASE_EXPIRED, SHUTDOWN, record_registered, record_removed
 
 LEAVE_S = 2.0
@@ -37,12 +38,19 @@ class Incarnation:
         discovery: Discovery,
         instance: Instance,
         engines: Sequence[MockEngine],
+        *,
+        kv_events_max: int = EVENTS_MAX,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        """instance: its id is used for the first time. engines: by rank, from `dp_start` on."""
+        """instance: its id is used for the first time. engines: by rank, from `dp_start` on.
+        kv_events_max, jitter: of its KV feeds.
+        """
         self.instance = instance
         self._log = log
         self._discovery = discovery
         self._engines = engines
+        self._kv_events_max = kv_events_max
+        self._jitter = jitter
         self._lease: Lease | None = None
         self.feeds: list[KvFeed] = []
         """By rank, from `dp_start` on."""
@@ -56,7 +64,7 @@ class Incarnation:
         if not self.instance.registered_seq:
             seq = await record_registered(self._log, self.instance)
             self.instance = replace(self.instance, registered_seq=seq)
-        self._lease = await self._discovery.register(self.instance, self._lose)
+        self._lease = await self._discovery.register(self.instance, self.lose)
         for dp_rank, engine in zip(self.instance.ranks(), self._engines, strict=True):
             feed = KvFeed(
                 self._log,
@@ -65,7 +73,9 @@ class Incarnation:
                 dp_rank,
                 engine.cache_contents,
                 contents_max=engine.config.num_gpu_blocks,
-                on_log_rewound=lambda: self._lose("the log lost what it had acknowledged"),
+                events_max=self._kv_events_max,
+                jitter=self._jitter,
+                on_log_rewound=lambda: self.lose("the log lost what it had acknowledged"),
             )
             feed.start()
             self.feeds.append(feed)
@@ -101,7 +111,8 @@ class Incarnation:
     def _name(self) -> str:
         return hex_id(self.instance.worker_id)
 
-    def _lose(self, cause: str) -> None:
+    def lose(self, cause: str) -> None:
+        """Say that this incarnation is over; `lost` tells. Safe to call twice."""
         if not self.lost.done():
             self.lost.set_result(cause)
 

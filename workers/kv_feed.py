@@ -1,10 +1,12 @@
 """One rank's KV events on their way to the log, never with a silent hole.
 
 Every epoch begins with `kv.rebased` and the whole cache. The first one begins with the worker's
-registration; a further one when the publisher's buffer is full, which drops what it holds: the
-cache as it is now says more than the events that led to it.
+registration; a further one when a frontend asks because its picture has a hole, or when the
+publisher's buffer is full, which drops what it holds: the cache as it is now says more than the
+events that led to it.
 """
 
+import random
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -34,9 +36,11 @@ class KvFeed:
         *,
         contents_max: int,
         events_max: int = EVENTS_MAX,
+        jitter: Callable[[], float] = random.random,
         on_log_rewound: Callable[[], None],
     ) -> None:
         """contents: the whole cache now, as stored events, at most `contents_max` of them.
+        events_max: unwritten events, beside those that tell the whole cache. jitter: in [0, 1).
         on_log_rewound: the log lost what it had acknowledged; called on the event loop.
         """
         self._worker_id = worker_id
@@ -48,6 +52,7 @@ class KvFeed:
             kv_producer(worker_id, dp_rank),
             FIRST_EPOCH,
             events_max=events_max + contents_max + 1,
+            jitter=jitter,
             on_log_rewound=on_log_rewound,
         )
 
@@ -75,6 +80,12 @@ class KvFeed:
         except BufferFull:
             self._publisher.start_epoch(self._publisher.epoch + 1)
             self._announce("overflow")
+
+    def announce_after(self, epoch: int) -> None:
+        """Announce the whole cache in a later epoch than `epoch`, unless that has been done."""
+        if self._publisher.epoch <= epoch:
+            self._publisher.start_epoch(epoch + 1)
+            self._announce("asked")
 
     async def flush(self, timeout_s: float) -> None:
         """Return when the log has all that was published. Raises LogUnavailable in time."""

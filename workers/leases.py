@@ -1,9 +1,9 @@
 """A lease: one key of a KV bucket that its owner keeps alive.
 
-An instance is the key `v1.instances.<component>.<worker>`; its value is its JSON, and its lease is
-the message's TTL. Renewing writes the same value again, with a new TTL, on the condition that the
-last revision is still this lease's own. The server puts a marker where a TTL has ended, so watchers
-hear of it; a clean end is a delete of our own.
+A worker is the key `v1.instances.<component>.<id>`, a frontend `v1.frontends.http.<id>`; the value
+is its record as JSON, and its lease is the message's TTL. Renewing writes the same value again,
+with a new TTL, on the condition that the last revision is still this lease's own. The server puts a
+marker where a TTL has ended, so watchers hear of it; a clean end is a delete of our own.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext, api
 
+from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
+from eventstore.replicas import hold_replicas, replicas_of_new
 from eventstore.subjects import hex_id
-from workers.card import Instance
+from workers.card import Listed
 from workers.discovery import Ending, OnLost
 from workers.tasks import end
 
@@ -51,9 +53,10 @@ def check_component(component: str) -> str:
     return component
 
 
-def key_of(instance: Instance) -> str:
+def key_of(instance: Listed) -> str:
     """Raises ValueError if the component cannot be part of a key."""
-    return f"v1.instances.{check_component(instance.component)}.{hex_id(instance.worker_id)}"
+    group = check_component(instance.listed_group)
+    return f"{instance.LISTED_UNDER}.{group}.{hex_id(instance.listed_id)}"
 
 
 def ending_of(headers: Mapping[str, str] | None) -> Ending | None:
@@ -67,20 +70,24 @@ def ending_of(headers: Mapping[str, str] | None) -> Ending | None:
     return None
 
 
-async def open_bucket(js: JetStreamContext, bucket: str) -> None:
-    """Make the bucket if it is not there; one with another configuration is taken as it is."""
+async def open_bucket(connection: Nats, bucket: str, replicas: int | None) -> None:
+    """Make the bucket if it is not there; one with another configuration is taken as it is, but for
+    `replicas` (see `eventstore.replicas`).
+    """
     try:
-        await js.create_key_value(
+        await connection.jetstream.create_key_value(
             api.KeyValueConfig(
                 bucket=bucket,
                 history=1,  # with more, a TTL below the marker's would be raised to it
                 limit_marker_ttl=MARKER_TTL_S,
                 storage=api.StorageType.FILE,
+                replicas=replicas_of_new(connection, replicas),
             )
         )
     except nats.js.errors.APIError as error:
         if error.err_code != _CONFIG_DIFFERS:
             raise
+    await hold_replicas(connection, f"KV_{bucket}", replicas)
 
 
 class Cell:

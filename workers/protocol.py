@@ -4,7 +4,8 @@ A frame is a u32 big-endian length and that many bytes of MessagePack. The front
 and `Cancel`; the worker answers with `Outputs`, one frame for everything that an engine step
 produced for this connection. `stream` is the frontend's number of a request on this connection,
 never used twice on it. A stream ends with an output whose `finish_reason` or `error` is set; an
-`error` item may come at any time, also instead of any output.
+`error` item may come at any time, also instead of any output. `Announce` and `Audit` keep what a
+frontend believes of a worker true; they concern no stream.
 """
 
 import msgspec
@@ -62,7 +63,23 @@ class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
     stream: int
 
 
-ToWorker = Generate | Cancel
+class Announce(Struct, frozen=True, array_like=True, tag="announce"):
+    """The log, as far as the frontend has read it, lacks what only this worker can tell.
+
+    dp_rank: the rank whose whole cache is wanted; None: the worker's registration. epoch: announce
+    the cache in a later one than this; a worker that is past it already has done so.
+    """
+
+    worker_id: int
+    dp_rank: int | None
+    epoch: int
+
+
+class Audit(Struct, frozen=True, array_like=True, tag="audit"):
+    """Answer with `Running`."""
+
+
+ToWorker = Generate | Cancel | Announce | Audit
 
 
 class Output(Struct, frozen=True, array_like=True, gc=False):
@@ -84,12 +101,21 @@ class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
     items: list[Output]
 
 
+class Running(Struct, frozen=True, array_like=True, tag="running"):
+    """The streams of this connection that the worker runs or has in its queue, as of an `Audit`."""
+
+    streams: list[int]
+
+
+ToFrontend = Outputs | Running
+
+
 _encoder = msgspec.msgpack.Encoder()
 decode_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-decode_to_frontend: msgspec.msgpack.Decoder[Outputs] = msgspec.msgpack.Decoder(Outputs)
+decode_to_frontend: msgspec.msgpack.Decoder[ToFrontend] = msgspec.msgpack.Decoder(ToFrontend)
 
 
-def frame(message: ToWorker | Outputs) -> bytes:
+def frame(message: ToWorker | ToFrontend) -> bytes:
     """The message with its length in front."""
     body = _encoder.encode(message)
     return len(body).to_bytes(4, "big") + body

@@ -34,6 +34,10 @@ class RankRunner:
     def stream_count(self) -> int:
         return len(self._streams)
 
+    def streams_of(self, connection: Connection) -> list[int]:
+        """The connection's streams that are worked on or wait here."""
+        return [number for owner, number in self._streams.values() if owner is connection]
+
     def generate(self, connection: Connection, stream: int, request: EngineRequest) -> None:
         """Take a request. Raises RequestRefused."""
         request.request_id = _key(connection, stream)

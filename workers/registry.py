@@ -10,9 +10,9 @@ import asyncio
 
 from eventstore.codec import encode
 from eventstore.errors import LogUnavailable, SeqConflict
-from eventstore.events import WorkerRegistered, WorkerRemoved
-from eventstore.log import EventLog
-from eventstore.subjects import hex_id, subject, worker_producer
+from eventstore.events import FrontendRemoved, WorkerRegistered, WorkerRemoved
+from eventstore.log import Appended, EventLog
+from eventstore.subjects import frontend_producer, hex_id, subject, worker_producer
 from workers.card import Instance
 
 EPOCH = 1
@@ -76,7 +76,8 @@ async def record_removed(
     for expected_seq in expected:
         try:
             async with asyncio.timeout(within_s):
-                return await _append(log, name, data, msg_id, expected_seq)
+                appended = await _append(log, name, data, msg_id, expected_seq)
+                return not appended.duplicate
         except SeqConflict:
             continue
         except TimeoutError:
@@ -84,15 +85,43 @@ async def record_removed(
     return False
 
 
+async def record_frontend_removed(
+    log: EventLog,
+    namespace: str,
+    frontend_id: int,
+    lease: int,
+    removed_seq: int | None,
+    *,
+    within_s: float = 30.0,
+) -> int:
+    """Make sure that the log has one `frontend.removed` for this lease of a frontend.
+
+    Returns the position of that record, 0 if somebody else wrote it and it is not known. Whoever
+    sees the lease end may call it, the frontend itself included. Raises LogUnavailable.
+
+    lease, removed_seq: as in `FrontendInstance`; removed_seq None: not known, and then only the
+    log's window of message ids keeps a second record out, which a fold ignores anyway.
+    """
+    producer = frontend_producer(frontend_id)
+    data = encode(producer, lease, 0, [FrontendRemoved(frontend_id, LEASE_EXPIRED)])
+    msg_id = f"{producer}.{lease}.0"
+    name = subject(namespace, producer)
+    try:
+        async with asyncio.timeout(within_s):
+            return (await _append(log, name, data, msg_id, removed_seq)).seq
+    except SeqConflict:
+        return 0
+    except TimeoutError:
+        shown = hex_id(frontend_id)
+        raise LogUnavailable(f"frontend.removed of {shown} is not written") from None
+
+
 async def _append(
     log: EventLog, name: str, data: bytes, msg_id: str, expected_seq: int | None
-) -> bool:
+) -> Appended:
+    """Try until the log can be reached. Raises SeqConflict."""
     while True:
         try:
-            appended = await log.append(
-                name, data, msg_id=msg_id, expected_subject_seq=expected_seq
-            )
+            return await log.append(name, data, msg_id=msg_id, expected_subject_seq=expected_seq)
         except LogUnavailable:
             await asyncio.sleep(RETRY_S)
-        else:
-            return not appended.duplicate

@@ -10,6 +10,7 @@ runs may finish, and gets `shutting_down` if it takes too long; the connections 
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -23,8 +24,8 @@ from workers.engine import MockEngine, RequestRefused
 from workers.errors import DiscoveryError
 from workers.incarnation import Incarnation
 from workers.kv_cache import KvEvent
-from workers.kv_feed import KvFeed
-from workers.protocol import EngineRequest, Output
+from workers.kv_feed import EVENTS_MAX, KvFeed
+from workers.protocol import Announce, EngineRequest, Output
 from workers.rank_runner import RankRunner
 from workers.sockets import format_address
 from workers.tasks import end
@@ -58,15 +59,20 @@ class MockWorker:
         *,
         new_id: Callable[[], int],
         drain_s: float,
+        kv_events_max: int = EVENTS_MAX,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         """instance: what to register; its id and address are filled in. engines: one per rank.
-        new_id: draws a u64 that no other worker has.
+        new_id: draws a u64 that no other worker has. kv_events_max: unwritten KV events of a rank;
+        beyond, its whole cache is announced instead. jitter: uniform in [0, 1), for retries.
         """
         self._instance = instance
         self._log = log
         self._discovery = discovery
         self._new_id = new_id
         self._drain_s = drain_s
+        self._kv_events_max = kv_events_max
+        self._jitter = jitter
         self._runners = [
             RankRunner(engine, self._kv_events_of(index)) for index, engine in enumerate(engines)
         ]
@@ -127,6 +133,18 @@ class MockWorker:
         for stream in streams:
             self.on_cancel(connection, stream)
 
+    def on_announce(self, message: Announce) -> None:
+        incarnation = self._incarnations[-1]
+        if message.worker_id != incarnation.instance.worker_id or self._stop.is_set():
+            return
+        if message.dp_rank is None:
+            incarnation.lose("the log does not know it")
+        elif message.dp_rank in self._instance.ranks() and self._feeds:
+            self._feeds[message.dp_rank - self._instance.dp_start].announce_after(message.epoch)
+
+    def running(self, connection: Connection) -> list[int]:
+        return [number for runner in self._runners for number in runner.streams_of(connection)]
+
     def _runner_for(self, request: EngineRequest) -> RankRunner:
         """Raises RequestRefused."""
         if self._stop.is_set():
@@ -149,7 +167,14 @@ class MockWorker:
         """Begin an incarnation and let its feeds take over."""
         engines = [runner.engine for runner in self._runners]
         instance = replace(self._instance, worker_id=self._new_id())
-        incarnation = Incarnation(self._log, self._discovery, instance, engines)
+        incarnation = Incarnation(
+            self._log,
+            self._discovery,
+            instance,
+            engines,
+            kv_events_max=self._kv_events_max,
+            jitter=self._jitter,
+        )
         self._incarnations.append(incarnation)
         first = not self._feeds
         while True:

@@ -8,7 +8,6 @@ While a worker is listed its client keeps trying to connect, with jittered, boun
 """
 
 import asyncio
-import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -25,10 +24,13 @@ from workers.errors import (
 from workers.frames import LENGTH_BYTES, FrameReader
 from workers.protocol import (
     FRAME_BYTES_MAX,
+    Announce,
+    Audit,
     Cancel,
     EngineRequest,
     Generate,
     Output,
+    Running,
     ToWorker,
     decode_to_frontend,
     frame,
@@ -75,7 +77,9 @@ class _Connection(asyncio.Protocol):
         self._frames = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, StreamHandle] = {}
-        self._numbers = itertools.count()
+        self._next_number = 0
+        self._audited: int | None = None
+        """While an audit is under way: the first number that it does not concern."""
         self._broken: str | None = None
         self.gone = asyncio.Event()
 
@@ -92,7 +96,8 @@ class _Connection(asyncio.Protocol):
         waiting_bytes = self._transport.get_write_buffer_size()
         if waiting_bytes > WRITE_BUFFER_BYTES_MAX:
             raise WorkerBacklogged(self._client.worker_id, waiting_bytes)
-        number = next(self._numbers)
+        number = self._next_number
+        self._next_number += 1
         message = frame(Generate(number, request))
         if len(message) - LENGTH_BYTES > FRAME_BYTES_MAX:
             raise FrameTooLarge(len(message) - LENGTH_BYTES, FRAME_BYTES_MAX)
@@ -105,6 +110,27 @@ class _Connection(asyncio.Protocol):
             return
         self._write(Cancel(number))
         self._client.stream_ended()
+
+    def audit(self) -> None:
+        """Ask which streams the worker runs. Nothing while an answer is awaited."""
+        if self._audited is None:
+            self._audited = self._next_number
+            self._write(Audit())
+
+    def announce(self, message: Announce) -> None:
+        self._write(message)
+
+    def _compare(self, message: Running) -> None:
+        # Frames keep their order, so what was opened before the question and has not ended before
+        # the answer must be in it.
+        opened_before, self._audited = self._audited or 0, None
+        running = set(message.streams)
+        for number in [n for n in self._streams if n < opened_before and n not in running]:
+            stream = self._streams.pop(number)
+            stream.lost(WorkerLost(self._client.worker_id, "the worker does not run the request"))
+            self._client.stream_ended()
+        for number in running - self._streams.keys():
+            self._write(Cancel(number))
 
     def end(self, cause: str) -> None:
         """Close now; every open stream is lost."""
@@ -133,7 +159,11 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for body in self._frames.feed(data):
-                for output in decode_to_frontend.decode(body).items:
+                message = decode_to_frontend.decode(body)
+                if isinstance(message, Running):
+                    self._compare(message)
+                    continue
+                for output in message.items:
                     # Looked up each time: a sink may cancel any stream, or end the connection.
                     stream = self._streams.get(output.stream)
                     if stream is None:  # cancelled a moment ago
@@ -234,6 +264,17 @@ class WorkerClient:
         if connection is None or not self.is_connected:
             raise self._cannot_connect()
         return connection.open(request, sink, lost)
+
+    def audit(self) -> None:
+        """Compare the open streams with what the worker runs: those that it does not know are lost,
+        those that are known only to it are cancelled. Nothing while not connected."""
+        if self._connection is not None and self.is_connected:
+            self._connection.audit()
+
+    def ask_to_announce(self, dp_rank: int | None, epoch: int) -> None:
+        """Send `Announce`. Nothing while not connected."""
+        if self._connection is not None and self.is_connected:
+            self._connection.announce(Announce(self.worker_id, dp_rank, epoch))
 
     def drain(self) -> None:
         """Take no new request, and close when the open streams have ended."""

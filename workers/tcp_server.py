@@ -19,11 +19,15 @@ import msgspec
 from workers.errors import BrokenProtocol, FrameTooLarge
 from workers.frames import FrameReader
 from workers.protocol import (
+    Announce,
+    Audit,
     Cancel,
     EngineRequest,
     Generate,
     Output,
     Outputs,
+    Running,
+    ToFrontend,
     decode_to_worker,
     frame,
 )
@@ -49,6 +53,12 @@ class Handler(Protocol):
 
     def on_disconnect(self, connection: "Connection", streams: frozenset[int]) -> None:
         """The connection is gone, and with it the `streams` that were still open."""
+
+    def on_announce(self, message: Announce) -> None:
+        """The log lacks something that this worker can tell."""
+
+    def running(self, connection: "Connection") -> list[int]:
+        """The connection's streams that are worked on or wait."""
 
 
 class Connection(asyncio.Protocol):
@@ -87,7 +97,13 @@ class Connection(asyncio.Protocol):
         for output in items:
             if output.finish_reason is not None or output.error is not None:
                 streams.discard(output.stream)
-        transport.write(frame(Outputs(items)))
+        self._write(Outputs(items))
+
+    def _write(self, message: ToFrontend) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(frame(message))
         waiting_bytes = transport.get_write_buffer_size()
         if waiting_bytes > WRITE_BUFFER_BYTES_MAX:
             self._abort(f"does not read: {waiting_bytes} bytes wait for it")
@@ -126,11 +142,16 @@ class Connection(asyncio.Protocol):
         try:
             for body in self._frames.feed(data):
                 message = decode_to_worker.decode(body)
-                if isinstance(message, Generate):
-                    self._open(message.stream)
-                    self._handler.on_generate(self, message.stream, message.request)
-                else:
-                    self._cancel(message)
+                match message:
+                    case Generate():
+                        self._open(message.stream)
+                        self._handler.on_generate(self, message.stream, message.request)
+                    case Cancel():
+                        self._cancel(message)
+                    case Announce():
+                        self._handler.on_announce(message)
+                    case Audit():
+                        self._write(Running(self._handler.running(self)))
         except (FrameTooLarge, BrokenProtocol) as error:
             self._abort(str(error))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

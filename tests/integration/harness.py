@@ -15,9 +15,9 @@ from frontend.service import Limits
 from frontend.settings import FrontendSettings
 from frontend.tokenizer import Tokenizer, read_files
 from tests.waiting import eventually
-from workers.card import Instance, ModelCard
-from workers.discovery import MemDiscovery
-from workers.protocol import EngineRequest, Output
+from workers.card import FrontendInstance, Instance, ModelCard
+from workers.discovery import MemDiscovery, MemLeases
+from workers.protocol import Announce, EngineRequest, Output
 from workers.registry import record_registered
 from workers.tcp_server import Connection, WorkerServer
 
@@ -51,6 +51,8 @@ class Stream:
         self.number = number
         self.request = request
         self.cancelled = False
+        self.forgotten = False
+        """Set: the worker does not know of it any more."""
 
     def send(
         self,
@@ -72,6 +74,7 @@ class ScriptedWorker:
         self.worker_id = worker_id
         self.echo = echo
         self.streams: list[Stream] = []
+        self.announces: list[Announce] = []
         self.server = WorkerServer(self)
         self.instance: Instance | None = None
 
@@ -103,6 +106,16 @@ class ScriptedWorker:
     def on_disconnect(self, connection: Connection, streams: frozenset[int]) -> None:
         self._cancelled(connection, set(streams))
 
+    def on_announce(self, message: Announce) -> None:
+        self.announces.append(message)
+
+    def running(self, connection: Connection) -> list[int]:
+        return [
+            stream.number
+            for stream in self.streams
+            if stream.connection is connection and not stream.forgotten
+        ]
+
     def _cancelled(self, connection: Connection, numbers: set[int]) -> None:
         for stream in self.streams:
             if stream.connection is connection and stream.number in numbers:
@@ -123,6 +136,7 @@ class Harness:
         stop: asyncio.Event,
     ) -> None:
         self.stop = stop
+        self.frontends = MemLeases[FrontendInstance]()
         self.log = log
         self.discovery = discovery
         self.process = process
@@ -189,7 +203,7 @@ async def frontend(limits: Limits | None = None, **settings: object) -> AsyncIte
         harness.url = url
 
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(process.run(discovery, download, listening))
+        running = tasks.create_task(process.run(discovery, harness.frontends, download, listening))
         await eventually(lambda: harness.url != "" or running.done())
         await eventually(lambda: process.replica.is_ready or running.done())
         try:

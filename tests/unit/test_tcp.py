@@ -12,7 +12,7 @@ import uvloop
 from tests.waiting import eventually
 from workers import tcp_client, tcp_server
 from workers.errors import CannotConnect, FrameTooLarge, WorkerBacklogged, WorkerLost
-from workers.protocol import Cancel, EngineRequest, Generate, Output, Outputs, frame
+from workers.protocol import Announce, Cancel, EngineRequest, Generate, Output, Outputs, frame
 from workers.sockets import format_address, parse_address
 from workers.tcp_client import StreamHandle, WorkerClient
 from workers.tcp_server import Connection, WorkerServer
@@ -36,6 +36,11 @@ class Worker:
 
     def on_cancel(self, connection: Connection, stream: int) -> None:
         self.cancelled.append(stream)
+
+    def on_announce(self, message: Announce) -> None: ...
+
+    def running(self, connection: Connection) -> list[int]:
+        return sorted(connection.streams)
 
     def on_disconnect(self, connection: Connection, streams: frozenset[int]) -> None:
         self.lost.append(streams)

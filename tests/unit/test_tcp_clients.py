@@ -15,7 +15,7 @@ from workers.card import Instance, ModelCard
 from workers.clients import WorkerClients
 from workers.discovery import Ending
 from workers.errors import WorkerLost
-from workers.protocol import EngineRequest, Output
+from workers.protocol import Announce, EngineRequest, Output
 from workers.tcp_server import Connection, WorkerServer
 
 
@@ -29,6 +29,11 @@ class Worker:
         self.streams.append((connection, stream))
 
     def on_cancel(self, connection: Connection, stream: int) -> None: ...
+
+    def on_announce(self, message: Announce) -> None: ...
+
+    def running(self, connection: Connection) -> list[int]:
+        return sorted(connection.streams)
 
     def on_disconnect(self, connection: Connection, streams: frozenset[int]) -> None: ...
 

@@ -1,0 +1,160 @@
+"""Deaths and disagreements between real processes: everything is back to the truth, with events."""
+
+import asyncio
+import signal
+from collections import Counter
+
+import aiohttp
+
+from eventstore import codec, events
+from eventstore.subjects import CONTROL_PRODUCER, subject
+from tests.integration.processes import MODEL, deployment, stream
+from tests.waiting import eventually
+
+
+async def test_a_dead_frontends_bookings_are_released_once(nats_url: str, namespace: str) -> None:
+    """SIGKILL with streams running; the other frontend records the end of its lease, one time."""
+    async with deployment(nats_url, namespace) as here:
+        await here.add_worker("--output-tokens-mean", "5000")
+        dying = await here.add_frontend()
+        watching = await here.add_frontend()
+        await here.until_serving(1)
+        async with aiohttp.ClientSession() as session:
+            running = [
+                asyncio.create_task(stream(session, dying.url, f"{i} " * 500, 4000))
+                for i in range(4)
+            ]
+            await eventually(lambda: len(here.observer.state.requests) == 4)
+            dying.signal(signal.SIGKILL)
+            await asyncio.gather(*running)
+        await here.until_quiet()
+        removed = [e for e in await here.recorded() if isinstance(e, events.FrontendRemoved)]
+        assert len(removed) == 1
+        assert (await here.health(watching))["status"] == "healthy"
+
+
+async def test_a_paused_frontend_comes_back_and_its_running_requests_count_again(
+    nats_url: str, namespace: str
+) -> None:
+    async with deployment(nats_url, namespace) as here:
+        await here.add_worker("--output-tokens-mean", "5000")
+        paused = await here.add_frontend()
+        await here.add_frontend()
+        await here.until_serving(1)
+        async with aiohttp.ClientSession() as session:
+            running = asyncio.create_task(stream(session, paused.url, "word " * 500, 3500))
+            await eventually(lambda: len(here.observer.state.requests) == 1)
+            paused.signal(signal.SIGSTOP)
+            await eventually(lambda: not here.observer.state.requests, 20)
+            paused.signal(signal.SIGCONT)
+            await eventually(lambda: len(here.observer.state.requests) == 1, 20)
+            status, text = await running
+            assert status == 200 and text.endswith("data: [DONE]\n\n")
+        await here.until_quiet()
+        removed = [e for e in await here.recorded() if isinstance(e, events.FrontendRemoved)]
+        assert len(removed) == 1
+
+
+async def test_a_reset_empties_every_replica_and_harms_nobody(
+    nats_url: str, namespace: str
+) -> None:
+    """Requests run through it, caches are announced again, bookings come back and end."""
+    async with deployment(nats_url, namespace) as here:
+        await here.add_worker()
+        await here.add_worker()
+        frontends = [await here.add_frontend(), await here.add_frontend()]
+        await here.until_serving(2)
+        async with aiohttp.ClientSession() as session:
+            url = frontends[0].url
+            assert (await stream(session, url, "shared prefix " * 200, 4))[0] == 200
+            await eventually(lambda: here.observer.state.tree.pair_count > 0)
+            pairs = here.observer.state.tree.pair_count
+            running = [
+                asyncio.create_task(stream(session, f.url, f"{i} " * 300, 1200))
+                for i, f in enumerate(frontends)
+            ]
+            await eventually(lambda: len(here.observer.state.requests) == 2)
+            data = codec.encode(CONTROL_PRODUCER, 1, 0, [events.StateReset("test")])
+            reset = await here.log.append(
+                subject(namespace, CONTROL_PRODUCER), data, msg_id="reset.1"
+            )
+            await eventually(lambda: here.observer.state.cursor >= reset.seq)
+            assert len(here.observer.state.workers) == 2
+            await eventually(lambda: not here.observer.state.unbased, 20)
+            assert here.observer.state.tree.pair_count >= pairs
+            await eventually(lambda: len(here.observer.state.requests) == 2, 20)
+            for status, text in await asyncio.gather(*running):
+                assert (
+                    status == 200 and text.endswith("data: [DONE]\n\n") and '"error":' not in text
+                )
+        await here.until_quiet()
+        digests = set()
+        for frontend in frontends:
+            replica = (await here.health(frontend))["replica"]
+            assert isinstance(replica, dict)
+            digests.add((replica["cursor"], replica["digest"]))
+        assert len(digests) == 1
+
+
+async def test_bookings_are_back_to_zero_after_aborts_and_kills(
+    nats_url: str, namespace: str
+) -> None:
+    """Hundreds of requests, a third of them given up, a frontend and a worker killed in between."""
+    async with deployment(nats_url, namespace) as here:
+        for _ in range(3):
+            await here.add_worker("--speedup-ratio", "10")
+        for _ in range(2):
+            await here.add_frontend()
+        await here.until_serving(3)
+        outcomes: Counter[int] = Counter()
+
+        async def one(session: aiohttp.ClientSession, index: int) -> None:
+            url = here.frontends[index % len(here.frontends)].url
+            asked = stream(session, url, f"prefix {index % 7} " * 60 + str(index), 40)
+            try:
+                async with asyncio.timeout(0.05 if index % 3 == 0 else 30):
+                    outcomes[(await asked)[0]] += 1
+            except TimeoutError:
+                outcomes[-1] += 1
+
+        async with aiohttp.ClientSession() as session:
+            gate = asyncio.Semaphore(40)
+
+            async def gated(index: int) -> None:
+                async with gate:
+                    await one(session, index)
+
+            async with asyncio.TaskGroup() as tasks:
+                for index in range(900):
+                    tasks.create_task(gated(index))
+                    if index == 300:
+                        await asyncio.sleep(0.5)
+                        here.workers[0].signal(signal.SIGKILL)
+                    if index == 600:
+                        await asyncio.sleep(0.5)
+                        here.frontends[1].signal(signal.SIGKILL)
+        assert outcomes[200] > 200 and outcomes[-1] > 50, outcomes
+        for gone in (events.FrontendRemoved, events.WorkerRemoved):
+            await eventually(lambda gone=gone: here.observer.applied[gone] > 0, 20)
+        await here.until_quiet()
+        recorded = await here.recorded()
+        ends = Counter(
+            e.request_id
+            for e in recorded
+            if isinstance(
+                e,
+                events.RequestCompleted
+                | events.RequestFailed
+                | events.RequestCancelled
+                | events.RequestRejected,
+            )
+        )
+        accepted = [e for e in recorded if isinstance(e, events.RequestAccepted)]
+        assert len({e.request_id for e in accepted}) == len(accepted)
+        assert all(count == 1 for count in ends.values())
+        killed = [e for e in recorded if isinstance(e, events.FrontendRemoved)]
+        assert len(killed) == 1
+        unended = [e for e in accepted if e.request_id not in ends]
+        assert {e.frontend_id for e in unended} <= {killed[0].frontend_id}
+        assert sum(isinstance(e, events.WorkerRemoved) for e in recorded) == 1
+        assert MODEL in {e.model for e in accepted}
