@@ -110,9 +110,11 @@ async def test_bookings_are_back_to_zero_after_aborts_and_kills(
 
         async def one(session: aiohttp.ClientSession, index: int) -> None:
             url = here.frontends[index % len(here.frontends)].url
-            asked = stream(session, url, f"prefix {index % 7} " * 60 + str(index), 40)
+            gives_up = index % 3 == 0
+            tokens = 4000 if gives_up else 40
+            asked = stream(session, url, f"prefix {index % 7} " * 60 + str(index), tokens)
             try:
-                async with asyncio.timeout(0.05 if index % 3 == 0 else 30):
+                async with asyncio.timeout(0.1 if gives_up else 30):
                     outcomes[(await asked)[0]] += 1
             except TimeoutError:
                 outcomes[-1] += 1
@@ -133,7 +135,7 @@ async def test_bookings_are_back_to_zero_after_aborts_and_kills(
                     if index == 600:
                         await asyncio.sleep(0.5)
                         here.frontends[1].signal(signal.SIGKILL)
-        assert outcomes[200] > 200 and outcomes[-1] > 50, outcomes
+        assert outcomes[200] > 100 and outcomes[-1] > 50, outcomes
         for gone in (events.FrontendRemoved, events.WorkerRemoved):
             await eventually(lambda gone=gone: here.observer.applied[gone] > 0, 20)
         await here.until_quiet()
