@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eventstore.connect import DEFAULT_URL, Nats
 from eventstore.errors import EventStoreError, LogGap, LogUnavailable
 from eventstore.jetstream import JetStreamLog
-from eventstore.process_settings import NAMESPACE_DEFAULT, nats_servers
+from eventstore.process_settings import NAMESPACE_DEFAULT, AccessSettings, nats_servers
+from eventstore.settings import SettingsError, declarations, parse
 from eventstore.show import Selection, check_pattern
 from eventstore.stat import as_json, as_table, tally
 from eventstore.subjects import check_namespace
@@ -37,9 +38,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"Error: {message}\nTry: {self.prog} --help\n")
 
 
+class _PassOn(argparse.Action):
+    """Collects flags and their values for `eventstore.settings`, which reads them."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, value: object, flag: object = None
+    ) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), flag, value])
+
+
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed (2, misused, exits by itself)."""
-    options = parser(environ, time.time_ns()).parse_args(argv)
+    top = parser(environ, time.time_ns())
+    options = top.parse_args(argv)
+    try:
+        options.access = parse(AccessSettings, options.access, environ)
+    except SettingsError as error:
+        top.error(str(error))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(options))
@@ -76,7 +91,12 @@ async def run(options: argparse.Namespace) -> None:
 
 @contextlib.asynccontextmanager
 async def opened(options: argparse.Namespace) -> AsyncIterator[JetStreamLog]:
-    nats = await Nats.connect(options.nats_url, name="reckon eventstore", wait_s=CONNECT_WAIT_S)
+    nats = await Nats.connect(
+        options.nats_url,
+        name="reckon eventstore",
+        access=options.access.access(),
+        wait_s=CONNECT_WAIT_S,
+    )
     try:
         log = await JetStreamLog.open(nats, options.namespace, create=False)
         try:
@@ -146,6 +166,16 @@ def parser(environ: Mapping[str, str], now_ns: int) -> Parser:
         default=environ.get("DYN_NAMESPACE") or NAMESPACE_DEFAULT,
         help=f"whose log (env DYN_NAMESPACE; {NAMESPACE_DEFAULT})",
     )
+    for each in declarations(AccessSettings):
+        if each.flag:
+            common.add_argument(
+                each.flag,
+                dest="access",
+                action=_PassOn,
+                default=[],
+                metavar="TEXT" if each.kind is str else "FILE",
+                help=f"{each.option.help} (env {each.variables[0]})".replace("%", "%%"),
+            )
     common.add_argument("--json", action="store_true", help="JSON instead of text")
 
     top = Parser(prog="python -m eventstore", description="Look into the log of a namespace.")

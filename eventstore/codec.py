@@ -127,8 +127,7 @@ def to_json_value(event: AnyEvent) -> dict[str, Any]:
 
 def _named_fields(struct: Struct) -> dict[str, Any]:
     return {
-        name: _plain(getattr(struct, name), name in U64_FIELDS)
-        for name in struct.__struct_fields__
+        name: _plain(getattr(struct, name), name in U64_FIELDS) for name in struct.__struct_fields__
     }
 
 

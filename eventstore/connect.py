@@ -1,15 +1,15 @@
 """One NATS connection for everything that a process does with NATS: the log, discovery, objects.
 
-The only module of the log that imports `nats`. It connects within a bounded time, reconnects for
-ever afterwards, and turns the library's errors into `eventstore.errors`. `client` and `jetstream`
-are the library's own objects for those who need a KV bucket or an object store.
+With `eventstore.client` the only module of the log that imports `nats`. It connects within a
+bounded time, reconnects for ever afterwards, and turns the library's errors into
+`eventstore.errors`. `client` and `jetstream` are the library's own objects for those who need a KV
+bucket or an object store.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Self, TypeVar
@@ -23,12 +23,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from eventstore.access import GUIDE, Access, explain
+from eventstore.client import MendedClient
 from eventstore.errors import LogUnavailable, MessageTooLarge
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 REQUEST_TIMEOUT_S = 5.0
-SLICE_S = 0.001
-"""How long the client may parse what came in before others get their turn."""
 RECONNECT_WAIT_S = (0.05, 0.15)
 """Between two attempts to reconnect. Drawn once a connection: clients should not march in step."""
 PING_INTERVAL_S = 2
@@ -36,47 +36,14 @@ PING_INTERVAL_S = 2
 PENDING_MESSAGES_MAX = 1_000_000
 PENDING_BYTES_MAX = 128 * 1024 * 1024
 """Received and not yet handled. Flow control keeps a consumer below the server's 32 MiB."""
+DENIALS_TOLD_MAX = 32
+"""Different ones that are logged as warnings; what a server denies later is only counted."""
 
 NatsMessage = Msg
 NatsSubscription = Subscription
 Answer = TypeVar("Answer", bound=Struct)
 
 _log = logging.getLogger(__name__)
-
-
-class _Client(Client):
-    """nats-py's client with three of its habits changed."""
-
-    _slice_end = 0.0
-
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        # The library parses all that the socket gave it, up to 256 KiB, without a pause: 10 ms and
-        # more of small messages, in which no HTTP request would be served.
-        await super()._process_msg(sid, subject, reply, data, headers)
-        if time.monotonic() >= self._slice_end:
-            await asyncio.sleep(0)
-            self._slice_end = time.monotonic() + SLICE_S
-
-    async def _process_err(self, err_msg: str) -> None:
-        # The library closes for good on most errors that a server sends, "slow consumer" among
-        # them. All but denied permissions end with the server closing the connection: reconnect.
-        if "permissions violation" in err_msg:
-            await super()._process_err(err_msg)
-        else:
-            await self._process_op_err(nats.errors.Error(f"nats: {err_msg}"))
-
-    async def end(self) -> None:
-        """Close, also where the library's own `close` would trip."""
-        if self._flush_queue is None:
-            return  # `connect` refused its arguments: nothing was opened
-        if not self.is_connected:
-            # It would be written to a socket that is gone.
-            self._pending.clear()
-            self._pending_data_size = 0
-        with contextlib.suppress(OSError, nats.errors.Error):
-            await self.close()
 
 
 class ApiError(Struct, frozen=True):
@@ -104,6 +71,15 @@ class NoResponders(LogUnavailable):
     """Nobody on the server listens to that subject."""
 
 
+class NotPermitted(LogUnavailable):
+    """The server answers nothing because the user may not ask. denial: in the server's words."""
+
+    def __init__(self, what: str, denial: str) -> None:
+        super().__init__(
+            f"{what}: {denial}", f"give the user that permission, or take another user ({GUIDE})"
+        )
+
+
 class _Failure(Struct, frozen=True):
     error: ApiError | None = None
 
@@ -115,17 +91,23 @@ class Nats:
     """A connection that mends itself. Made by `connect`; whoever connects also closes."""
 
     def __init__(self) -> None:
-        self._client = _Client()
+        self._client = MendedClient()
         self.disconnects = 0
         self.reconnects = 0
         self.errors = 0
         """Reported by the client library, each failed attempt to reconnect included."""
         self.last_error = ""
+        self.denials = 0
+        """Messages and subscriptions that the server did not permit."""
         self.on_connected: set[Callable[[], None]] = set()
         """Called after every reconnect; must not raise."""
         self.on_disconnected: set[Callable[[], None]] = set()
         """Called when the connection is lost or closed; must not raise."""
+        self._access = Access()
         self._where = ""
+        self._why_not: tuple[str, str] | None = None
+        self._told: set[str] = set()
+        self._last_denial = (-1.0, "")
         self._up = asyncio.Event()
         self._closing = False
 
@@ -140,29 +122,32 @@ class Nats:
         urls: Sequence[str],
         *,
         name: str,
-        user: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
-        credentials: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        access: Access | None = None,
         wait_s: float = 10.0,
     ) -> Self:
         """Connect to the first of `urls` that answers, trying for `wait_s` seconds.
 
-        name: shown in the server's monitoring. credentials: path of a .creds file.
+        name: shown in the server's monitoring. access: None where the server asks for nothing.
         Raises LogUnavailable.
         """
         self = cls()
+        self._access = access = (access or Access()).or_from_url(urls)
+        access.check()
+        tls = access.tls_context()
+        self._client.insists_on_tls = tls is not None
         self._where = ", ".join(without_secrets(url) for url in urls)
         try:
             async with asyncio.timeout(wait_s):
                 await self._client.connect(
                     servers=list(urls),
                     name=name,
-                    user=user,
-                    password=password,
-                    token=token,
-                    user_credentials=credentials,
+                    user=access.user,
+                    password=access.read_password if access.user is not None else None,
+                    token=access.token,
+                    nkeys_seed_str=access.nkey,
+                    user_jwt_cb=access.read_jwt if access.credentials_file is not None else None,
+                    signature_cb=access.sign if access.credentials_file is not None else None,
+                    inbox_prefix=access.inbox_prefix,
                     tls=tls,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnected,
@@ -175,7 +160,7 @@ class Nats:
             await self.close()
             why = f"no answer within {wait_s:g} s"
             raise self._not_connected(
-                f"{why} ({self.last_error})" if self.last_error else why
+                f"{why} ({self.last_error})" if self.last_error else why, self._why_not
             ) from error
         except (OSError, ValueError, ImportError, nats.errors.Error) as error:
             # Only what does not pass is raised: bad addresses and unreadable credentials.
@@ -206,6 +191,11 @@ class Nats:
     def max_payload(self) -> int:
         """The server's bound for a message, headers included, in bytes."""
         return self._client.max_payload
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server that is connected, or was last, is one of a cluster."""
+        return self._client.clustered
 
     @property
     def jetstream(self) -> JetStreamContext:
@@ -275,6 +265,7 @@ class Nats:
         if not self.connected:
             why = f": {self.last_error}" if self.last_error else ""
             raise LogUnavailable(f"not connected to NATS at {self.url}{why}")
+        asked_at = time.monotonic()
         payload = b"" if request is None else msgspec.json.encode(request)
         try:
             reply = await self._client.request(f"$JS.API.{verb}", payload, timeout=timeout_s)
@@ -283,9 +274,8 @@ class Nats:
                 f"JetStream is not enabled on {self.url}", "start nats-server with -js"
             ) from error
         except nats.errors.TimeoutError as error:
-            raise LogUnavailable(
-                f"JetStream on {self.url} did not answer {verb} within {timeout_s:g} s"
-            ) from error
+            what = f"JetStream on {self.url} did not answer {verb} within {timeout_s:g} s"
+            raise self.denied(what, asked_at) or LogUnavailable(what) from error
         except (nats.errors.Error, OSError) as error:
             raise LogUnavailable(f"could not ask {self.url} for {verb}: {error}") from error
         try:
@@ -296,16 +286,40 @@ class Nats:
         except msgspec.MsgspecError as error:
             raise LogUnavailable(f"{self.url} gave an unknown answer to {verb}") from error
 
-    def _not_connected(self, why: str) -> LogUnavailable:
-        return LogUnavailable(
-            f"could not connect to NATS at {self._where}: {why}",
-            "start a server (nats-server -js), or name another (--nats-url, NATS_SERVER)",
-        )
+    def denied(self, what: str, since_s: float) -> NotPermitted | None:
+        """The error for `what` going unanswered, if the server denied anything after `since_s`.
+
+        since_s: of `time.monotonic`. The server does not say which request it denied.
+        """
+        at_s, denial = self._last_denial
+        return NotPermitted(what, denial) if at_s >= since_s else None
+
+    def _not_connected(self, why: str, refusal: tuple[str, str] | None = None) -> LogUnavailable:
+        try_this = "start a server (nats-server -js), or name another (--nats-url, NATS_SERVER)"
+        if refusal is not None:
+            why, try_this = refusal
+        return LogUnavailable(f"could not connect to NATS at {self._where}: {why}", try_this)
 
     async def _on_error(self, error: Exception) -> None:
         self.errors += 1
         self.last_error = str(error) or type(error).__name__
-        _log.debug("nats error=%s", self.last_error)
+        text = self.last_error.removeprefix("nats: ")
+        if "permissions violation" in text:
+            self.denials += 1
+            self._last_denial = (time.monotonic(), text)
+            self._warn_once(f"NATS denies {self._access.who}: {text}")
+            return
+        refusal = explain(error, self._access)
+        if refusal is not None:
+            self._why_not = refusal  # what else goes wrong, such as a reset, follows from it
+            self._warn_once(f"NATS at {self._where} refuses the connection: {refusal[0]}")
+        else:
+            _log.debug("nats error=%s", self.last_error)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told and len(self._told) < DENIALS_TOLD_MAX:
+            self._told.add(text)
+            _log.warning("%s", text)
 
     async def _on_disconnected(self) -> None:
         self._up.clear()

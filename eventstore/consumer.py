@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from msgspec import Struct
 
@@ -54,6 +55,16 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
     return int(seq), int(consumer_seq), int(time_ns), int(pending)
 
 
+def nanoseconds(time: str) -> int:
+    """UTC ns of a time as the server writes it, RFC 3339 with up to nine digits of a second.
+
+    Raises ValueError.
+    """
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
+    return seconds * _NS + int(fraction.ljust(9, "0") or 0)
+
+
 class OrderedConsumer:
     """A `Following` of `stream` from `start_seq` on. `start` sets it going."""
 
@@ -77,6 +88,8 @@ class OrderedConsumer:
         self._caught_up = caught_up
         self._on_ended = on_ended
         self._created: str | None = None
+        self._last_handled: tuple[int, int] | None = None
+        """seq and time_ns of the last record handled."""
         self._subscription: NatsSubscription | None = None
         self._consumer_seq = 0
         self._verified = asyncio.Event()
@@ -224,8 +237,19 @@ class OrderedConsumer:
             if info.created != self._created:
                 raise LogGap(self._next_seq, max(1, info.state.first_seq))
             if info.state.last_seq + 1 >= self._next_seq:
+                await self._check_last_handled()
                 return
         raise LogGap(self._next_seq, info.state.last_seq + 1)
+
+    async def _check_last_handled(self) -> None:
+        """Raises LogGap if another record stands now where the last one handled was: a stream that
+        lost its tail may have grown past that place again."""
+        if self._last_handled is None:
+            return
+        seq, time_ns = self._last_handled
+        stored = await self._stream.time_of(seq)
+        if stored is not None and nanoseconds(stored) != time_ns:
+            raise LogGap(seq + 1, seq)
 
     async def _on_message(self, message: NatsMessage) -> None:
         if not self._verified.is_set():
@@ -245,6 +269,7 @@ class OrderedConsumer:
         self._consumer_seq = consumer_seq
         if seq >= self._next_seq:
             self._next_seq = seq + 1
+            self._last_handled = seq, time_ns
             try:
                 self._handle(Record(seq, time_ns, message.subject, message.data))
             except Exception as error:  # whatever it is, `wait` raises it

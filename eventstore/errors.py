@@ -1,12 +1,12 @@
 """What can go wrong with the log.
 
-    EventStoreError
-    ├── LogUnavailable     the server cannot be reached, or did not answer in time
-    ├── SeqConflict        an expected-sequence append lost a race
-    ├── LogGap             records are missing between what was read and what came next
-    ├── BadSubject         an id that cannot be part of a subject
-    ├── MessageTooLarge    one event alone is over the server's max_payload
-    └── BufferFull         a publisher's bounded buffer is full
+EventStoreError
+├── LogUnavailable     the server cannot be reached, or did not answer in time
+├── SeqConflict        an expected-sequence append lost a race
+├── LogGap             records are missing between what was read and what came next
+├── BadSubject         an id that cannot be part of a subject
+├── MessageTooLarge    one event alone is over the server's max_payload
+└── BufferFull         a publisher's bounded buffer is full
 """
 
 

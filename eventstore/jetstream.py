@@ -6,6 +6,7 @@ following go through `eventstore.consumer`.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Self
@@ -58,13 +59,13 @@ class JetStreamLog(EventLog):
         nats: Nats,
         namespace: str,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
         create: bool = True,
         wait_s: float = 10.0,
     ) -> Self:
-        """Open the namespace's log; if there is none, make it with `replicas`, or raise.
+        """Open the namespace's log; if there is none, make it, or raise.
 
-        wait_s: for a cluster that is still electing its leaders.
+        replicas: see `eventstore.replicas`. wait_s: for a cluster that still elects its leaders.
         Raises LogUnavailable, also if a stream of that name cannot serve as the log.
         """
         stream = Stream(nats, namespace, replicas=replicas)
@@ -88,6 +89,7 @@ class JetStreamLog(EventLog):
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expected_subject_seq)
         self._numbers += 1
         number = self._numbers
+        began_at = time.monotonic()
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_S), self._window:
                 await self._nats.wait_connected()
@@ -97,9 +99,8 @@ class JetStreamLog(EventLog):
                 await self._nats.publish(subject, data, f"{self._inbox}{number}", headers)
                 message = await future
         except TimeoutError as error:
-            raise LogUnavailable(
-                f"{self._nats.url} did not acknowledge an append within {APPEND_TIMEOUT_S:g} s"
-            ) from error
+            what = f"{self._nats.url} did not acknowledge an append within {APPEND_TIMEOUT_S:g} s"
+            raise self._nats.denied(what, began_at) or LogUnavailable(what) from error
         finally:
             self._acks.pop(number, None)
         if message is None:

@@ -1,14 +1,20 @@
 """Options that every process of a deployment has: where the log is, and how it logs its lines."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from eventstore.access import INBOX_PREFIX, Access
 from eventstore.logs import parse_filter
 from eventstore.options import Option, Settings
 
 NAMESPACE_DEFAULT = "dynamo"
+REPLICAS_MAX = 5
+"""The most that JetStream keeps."""
+_INBOX_PREFIX = re.compile(r"[\w-]+(\.[\w-]+)*\Z", re.ASCII)
+_SECRETS = frozenset({"nats_url", "nats_password", "nats_token", "nats_nkey"})
 
 
 def nats_servers(text: str) -> tuple[str, ...]:
@@ -17,9 +23,16 @@ def nats_servers(text: str) -> tuple[str, ...]:
     for server in servers:
         parts = urlsplit(server if "://" in server else f"nats://{server}")
         if parts.scheme not in ("nats", "tls", "ws", "wss") or not parts.hostname:
-            raise ValueError(f"{server!r} is not an address such as nats://127.0.0.1:4222")
+            shown = server.rpartition("@")[2]  # without a password
+            raise ValueError(f"{shown!r} is not an address such as nats://127.0.0.1:4222")
         _ = parts.port  # raises ValueError for a port that cannot be one
     return servers
+
+
+def check_inbox_prefix(prefix: str) -> None:
+    """Raises ValueError if it is no beginning of subjects."""
+    if not _INBOX_PREFIX.match(prefix):
+        raise ValueError(f"{prefix!r} is not tokens of letters, digits, '-' and '_' with dots")
 
 
 def default_data_dir(env: Mapping[str, str]) -> Path:
@@ -35,7 +48,88 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
     return state / "reckon"
 
 
-class ProcessSettings(Settings, frozen=True, kw_only=True):
+class AccessSettings(Settings, frozen=True, kw_only=True):
+    """What NATS may ask for before it lets somebody in."""
+
+    nats_user: Annotated[
+        str | None,
+        Option("NATS_AUTH_USERNAME", "User to connect as.", group="Access to NATS"),
+    ] = None
+    nats_password: Annotated[
+        str | None, Option("NATS_AUTH_PASSWORD", "The user's password.", flag=False)
+    ] = None
+    nats_password_file: Annotated[
+        Path | None,
+        Option(
+            "NATS_AUTH_PASSWORD_FILE",
+            "File that holds the user's password, read at every connect.",
+        ),
+    ] = None
+    nats_token: Annotated[
+        str | None, Option("NATS_AUTH_TOKEN", "Token to connect with, instead.", flag=False)
+    ] = None
+    nats_nkey: Annotated[
+        str | None,
+        Option("NATS_AUTH_NKEY", "Seed of the NKEY to connect with, instead.", flag=False),
+    ] = None
+    nats_credentials_file: Annotated[
+        Path | None,
+        Option(
+            "NATS_AUTH_CREDENTIALS_FILE",
+            "Credentials file (JWT and seed) to connect with, instead; read at every connect.",
+        ),
+    ] = None
+    nats_tls_ca: Annotated[
+        Path | None,
+        Option(
+            "RECKON_NATS_TLS_CA",
+            "CA certificates (PEM) that the server's must be signed by. With this or a client "
+            "certificate, TLS is insisted on.",
+            unset="those that this machine trusts",
+        ),
+    ] = None
+    nats_tls_cert: Annotated[
+        Path | None,
+        Option(
+            "RECKON_NATS_TLS_CERT",
+            "Client certificate (PEM). Goes together with --nats-tls-key.",
+        ),
+    ] = None
+    nats_tls_key: Annotated[
+        Path | None,
+        Option("RECKON_NATS_TLS_KEY", "Private key (PEM) of the client certificate."),
+    ] = None
+    nats_inbox_prefix: Annotated[
+        str,
+        Option(
+            "RECKON_NATS_INBOX_PREFIX",
+            "What the subjects begin with on which this process gets its answers.",
+            check=check_inbox_prefix,
+        ),
+    ] = INBOX_PREFIX
+
+    def __repr__(self) -> str:
+        fields = (name for name in self.__struct_fields__ if name not in _SECRETS)
+        shown = (f"{name}={getattr(self, name)!r}" for name in fields)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def access(self) -> Access:
+        """Raises LogUnavailable for options that do not go together."""
+        return Access(
+            user=self.nats_user,
+            password=self.nats_password,
+            password_file=self.nats_password_file,
+            token=self.nats_token,
+            nkey=self.nats_nkey,
+            credentials_file=self.nats_credentials_file,
+            tls_ca=self.nats_tls_ca,
+            tls_cert=self.nats_tls_cert,
+            tls_key=self.nats_tls_key,
+            inbox_prefix=self.nats_inbox_prefix,
+        )
+
+
+class ProcessSettings(AccessSettings, frozen=True, kw_only=True):
     """Base of the tables of the processes that use the log."""
 
     nats_url: Annotated[
@@ -57,6 +151,18 @@ class ProcessSettings(Settings, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 10.0
+    log_replicas: Annotated[
+        int | None,
+        Option(
+            "RECKON_LOG_REPLICAS",
+            "Servers that keep a copy of the log, of the list of workers and of the models' files. "
+            "Fewer existing copies are raised to this; more are not lowered.",
+            unit="copies",
+            unset="3 where the server is one of a cluster, else 1; existing ones stay as they are",
+            ge=1,
+            le=REPLICAS_MAX,
+        ),
+    ] = None
     nats_server_binary: Annotated[
         Path | None,
         Option(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from eventstore.access import Access
 from eventstore.connect import DEFAULT_URL, Nats
 from eventstore.errors import LogUnavailable
 from eventstore.process_settings import nats_servers
@@ -285,6 +286,7 @@ async def connect_or_embed(
     data_dir: Path,
     *,
     name: str,
+    access: Access | None = None,
     wait_s: float = 10.0,
     binary: Path | str | None = None,
     port: int = 4222,
@@ -298,7 +300,8 @@ async def connect_or_embed(
     where waiting might help.
     """
     if nats_url:
-        return await Nats.connect(nats_servers(nats_url), name=name, wait_s=wait_s), None
+        servers = nats_servers(nats_url)
+        return await Nats.connect(servers, name=name, access=access, wait_s=wait_s), None
     host = urlsplit(DEFAULT_URL).hostname or ""
     url = f"nats://{host}:{port}"
     deadline = asyncio.get_running_loop().time() + wait_s
@@ -313,11 +316,11 @@ async def connect_or_embed(
             await asyncio.sleep(POLL_S)
             continue
         try:
-            return await Nats.connect([url], name=name, wait_s=wait_s), server
+            return await Nats.connect([url], name=name, access=access, wait_s=wait_s), server
         except BaseException:
             await server.stop()
             raise
-    return await Nats.connect([url], name=name, wait_s=wait_s), None
+    return await Nats.connect([url], name=name, access=access, wait_s=wait_s), None
 
 
 async def _greeting(host: str, port: int) -> bytes | None:

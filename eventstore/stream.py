@@ -7,8 +7,15 @@ from typing import Final
 
 from msgspec import Struct
 
-from eventstore.connect import REQUEST_TIMEOUT_S, JetStreamRefused, Nats, NoResponders
+from eventstore.connect import (
+    REQUEST_TIMEOUT_S,
+    JetStreamRefused,
+    Nats,
+    NoResponders,
+    NotPermitted,
+)
 from eventstore.errors import LogUnavailable
+from eventstore.replicas import MoreReplicas, hold_replicas, replicas_of_new, too_few_servers
 from eventstore.subjects import stream_name, stream_subjects
 
 DUPLICATE_WINDOW_S: Final = 120
@@ -61,6 +68,14 @@ class _Message(Struct, frozen=True):
     hdrs: bytes = b""
 
 
+class _TimedMessage(Struct, frozen=True):
+    time: str
+
+
+class _Timed(Struct, frozen=True):
+    message: _TimedMessage
+
+
 class _Found(Struct, frozen=True):
     message: _Message
 
@@ -76,8 +91,8 @@ class _Names(Struct, frozen=True):
 class Stream:
     """The stream of `namespace`, `RECKON_<namespace>`, over `reckon.<namespace>.>`."""
 
-    def __init__(self, nats: Nats, namespace: str, *, replicas: int = 1) -> None:
-        """replicas: of a stream that is made; an existing one keeps what it has."""
+    def __init__(self, nats: Nats, namespace: str, *, replicas: int | None = None) -> None:
+        """replicas: see `eventstore.replicas`."""
         self.name = stream_name(namespace)
         self.subjects = stream_subjects(namespace)
         self._nats = nats
@@ -93,8 +108,10 @@ class Stream:
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             try:
-                return await self._find_or_create() if create else await self._find()
-            except (NoResponders, NoSuchStream, UnfitStream):
+                info = await self._find_or_create() if create else await self._find()
+                await hold_replicas(self._nats, self.name, self._replicas)
+                return info
+            except (NoResponders, NotPermitted, NoSuchStream, UnfitStream, MoreReplicas):
                 raise
             except JetStreamRefused as refused:
                 if refused.error.err_code in _NOT_ENABLED:
@@ -143,6 +160,17 @@ class Stream:
         lines = found.message.hdrs.split(b"\r\n")
         return found.message.seq if b"Nats-Msg-Id: " + msg_id.encode() in lines else None
 
+    async def time_of(self, seq: int) -> str | None:
+        """When the record was stored, as the server writes times (RFC 3339, nanoseconds); None if
+        it is not there. Raises LogUnavailable."""
+        try:
+            found = await self._nats.api(f"STREAM.MSG.GET.{self.name}", {"seq": seq}, _Timed)
+        except JetStreamRefused as refused:
+            if refused.error.err_code != _NO_MESSAGE:
+                raise
+            return None
+        return found.message.time
+
     async def purge(self, before_seq: int) -> None:
         """Remove the messages below `before_seq`, which is 1 or more. Raises LogUnavailable."""
         # Seq 0 would mean all of it, and one beyond the head would move the numbering.
@@ -170,7 +198,7 @@ class Stream:
             info = await self._nats.api(f"STREAM.CREATE.{self.name}", self._config(), StreamInfo)
         except JetStreamRefused as refused:
             if refused.error.err_code != _NAME_IN_USE:
-                raise
+                raise too_few_servers(refused) from refused
             return await self._find()  # somebody else was quicker, with other replicas
         self._check(info)
         return info
@@ -184,7 +212,7 @@ class Stream:
         return {
             "name": self.name,
             "subjects": [self.subjects],
-            "num_replicas": self._replicas,
+            "num_replicas": replicas_of_new(self._nats, self._replicas),
             "allow_direct": True,
             **_REQUIRED,
         }

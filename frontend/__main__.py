@@ -5,18 +5,23 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 
 import uvloop
 from prometheus_client import disable_created_metrics
 
+from eventstore.claims_nats import NatsClaims
 from eventstore.errors import EventStoreError, LogUnavailable
 from eventstore.jetstream import JetStreamLog
 from eventstore.logs import configure, parse_filter
 from eventstore.process_settings import default_data_dir
 from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line, unknown_environment
+from eventstore.snapshots_nats import NatsSnapshots
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
+from router.snapshot_trigger import Snapshots
+from router.snapshotter import CLAIM, take_in_process
 from workers.discovery_nats import NatsDiscovery, NatsFrontends
 from workers.errors import WorkerError
 from workers.models import ModelStore
@@ -73,9 +78,14 @@ async def _run(settings: FrontendSettings) -> int:
             connection, namespace, replicas=replicas, wait_s=settings.nats_wait_secs
         )
         try:
-            await FrontendProcess(settings, namespace, log, stop).run(
+            snapshots = Snapshots(
+                NatsSnapshots(connection, namespace, replicas=replicas),
+                NatsClaims(connection, namespace, CLAIM, replicas=replicas),
+                take=partial(take_in_process, settings),
+            )
+            await FrontendProcess(settings, namespace, log, stop, snapshots=snapshots).run(
                 NatsDiscovery(connection, namespace, replicas=replicas),
-                NatsFrontends(connection, namespace),
+                NatsFrontends(connection, namespace, replicas=replicas),
                 ModelStore(connection, namespace).download,
                 lambda address: print(f"ready {address}", flush=True),
             )

@@ -1,4 +1,4 @@
-"""Looks, every few seconds, for what the log, the list and the connections disagree on.
+"""Looks, twice a second, for what the log, the list and the connections disagree on.
 
 Events tell what changes while somebody watches. What happened while nobody did, or while the log
 away or lost its end, is found here, by comparing, and put right with an event or by asking the one
@@ -28,13 +28,15 @@ from router.router import Router
 from workers.card import FrontendInstance, Instance
 from workers.clients import WorkerClients
 
-LOOK_S = 2.0
-AUDIT_LOOKS = 5
-"""Streams are compared at every fifth look."""
+LOOK_S = 0.5
+RECONCILE_LOOKS = 4
+AUDIT_LOOKS = 20
+"""Requests and streams are compared at every fourth and twentieth look."""
 GRACE_S = 15.0
 """Longer than a lease and the writing of its end take when somebody watches."""
-DOUBT_S = 3.0
-"""A cache announcement is usually on its way."""
+DOUBT_S = 1.0
+"""What is missing is usually on its way: a worker registers before it is listed, and announces its
+cache right after."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -82,7 +84,7 @@ class Caretaker:
         self._record = record
         self._unlisted = Overdue[int](GRACE_S)
         self._orphaned = Overdue[int](GRACE_S)
-        self._unknown = Overdue[int](GRACE_S)
+        self._unknown = Overdue[int](DOUBT_S)
         self._doubted = Overdue[WorkerRank](DOUBT_S)
         self._asked: Counter[WorkerRank] = Counter()
         self._looks = 0
@@ -99,10 +101,11 @@ class Caretaker:
             for overdue in (self._unlisted, self._orphaned, self._unknown, self._doubted):
                 overdue.forget()
             return
-        self._router.reconcile()
         self._find_gone(now_s)
         self._find_untold(now_s)
         self._looks += 1
+        if self._looks % RECONCILE_LOOKS == 0:
+            self._router.reconcile()
         if self._looks % AUDIT_LOOKS == 0:
             for client in self._clients:
                 client.audit()

@@ -34,6 +34,9 @@ THREAD_CHARS_MIN = 16 * 1024
 """Longer texts are tokenized in a thread (the tokenizer lets go of the interpreter lock), so that
 one long prompt does not hold up everyone's tokens."""
 
+WORKER_WAIT_S = 5.0
+"""How long a request waits for a worker that is listed but does not count yet."""
+
 WORKER_HEADER = "x-worker-instance-id"
 
 
@@ -112,6 +115,7 @@ class _Endpoint:
         if not stop.ignore_eos:
             stop.stop_token_ids_hidden += served.card.eos_token_ids
         worker_id = _worker_id(request, asked)
+        await _until_a_worker_counts(service, served)
         token_lists = await _tokenize(service, served, asked)
         jobs = [
             Job(
@@ -132,6 +136,22 @@ class _Endpoint:
         if self._streaming:
             return await answer_stream(request, service, jobs, form)
         return await answer_whole(request, service, jobs, form), None
+
+
+async def _until_a_worker_counts(service: Service, served: ServedModel) -> None:
+    """Give a listed worker that is not in the state yet, or not any more, the moment it takes.
+
+    So it is just after its start, and after the log was lost: the caretaker has it register again.
+    Returns after WORKER_WAIT_S in any case; the router then says what is wrong.
+    """
+    router, model = service.router, served.card.name
+    deadline_s = service.clock() + WORKER_WAIT_S
+    while (  # noqa: ASYNC110  the fold has no event to wait for
+        not router.has_workers(model)
+        and service.models.has_listed(model)
+        and service.clock() < deadline_s
+    ):
+        await asyncio.sleep(0.02)
 
 
 def _worker_id(request: web.Request, asked: ChatRequest | CompletionRequest) -> int | None:

@@ -29,10 +29,13 @@ from frontend.served import Download, ServedModels
 from frontend.service import Limits, Service
 from frontend.settings import FrontendSettings
 from router.decision import RouterOptions
+from router.loading import SnapshotLoader
 from router.metrics import RouterMetrics
 from router.replica import Replica
 from router.router import Router
 from router.selection import RouterMode
+from router.snapshot_steps import due_of
+from router.snapshot_trigger import Snapshots, SnapshotTrigger
 from workers.card import FrontendInstance, Instance
 from workers.clients import WorkerClients
 from workers.discovery import Discovery, Ending, Leases
@@ -78,9 +81,10 @@ class FrontendProcess:
         log: EventLog,
         stop: asyncio.Event,
         limits: Limits | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """stop: set it to begin the orderly end; `run` returns when that is done.
-        limits: None takes them from the settings."""
+        limits: None takes them from the settings. snapshots: None looks for none and takes none."""
         self._limits = limits or Limits(body_bytes_max=settings.http_body_limit_bytes)
         self._settings = settings
         self._namespace = namespace
@@ -94,6 +98,10 @@ class FrontendProcess:
             time.time_ns,
             observe=lambda events: self.router.observe(events),
             restarted=lambda: self.router.state_restarted(),
+            snapshots=None if snapshots is None else SnapshotLoader(log, snapshots.store),
+        )
+        self.snapshots = (
+            None if snapshots is None else SnapshotTrigger(log, snapshots, due_of(settings))
         )
         self.router = Router(
             replica=self.replica,
@@ -135,7 +143,9 @@ class FrontendProcess:
             router=self.router,
             replica=self.replica,
             metrics=metrics,
-            router_metrics=RouterMetrics(registry, self.replica, self.router, self.publisher),
+            router_metrics=RouterMetrics(
+                registry, self.replica, self.router, self.publisher, self.snapshots
+            ),
             registry=registry,
             limits=self._limits,
             clock=time.perf_counter,
@@ -179,6 +189,8 @@ class FrontendProcess:
                     tasks.create_task(removals.run(), name="removals"),
                     tasks.create_task(presence.run(address), name="presence"),
                 ]
+                if self.snapshots is not None:
+                    running.append(tasks.create_task(self.snapshots.run(), name="snapshots"))
                 workers = await discovery.watch(put, remove)
                 others = await frontends.watch(lambda instance: None, frontend_left)
                 caretaker = Caretaker(

@@ -76,6 +76,13 @@ class ServedModels:
         """The workers that can be chosen now."""
         return [self._instances[key] for key in sorted(self._serving)]
 
+    def has_listed(self, name: str) -> bool:
+        """Whether a worker of the model is listed, usable or not yet."""
+        return any(
+            instance.card.name == name and worker_id not in self._refused
+            for worker_id, instance in self._instances.items()
+        )
+
     def refused(self) -> dict[int, str]:
         """Workers that were turned away, and why."""
         return dict(self._refused)
@@ -93,9 +100,7 @@ class ServedModels:
         if gone is None:
             return
         name = gone.card.name
-        if name in self._models and not any(
-            i.card.name == name and key not in self._refused for key, i in self._instances.items()
-        ):
+        if name in self._models and not self.has_listed(name):
             del self._models[name]
             _log.info("model left model=%s", name)
         self._wake.set()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from eventstore.options import Option
-from eventstore.process_settings import NAMESPACE_DEFAULT, ProcessSettings
+from eventstore.process_settings import NAMESPACE_DEFAULT
 from eventstore.subjects import check_namespace
+from router.settings import SnapshotSettings
 
 Later = partial(Option, available=False)
 """An option of the page whose machinery is not built."""
@@ -22,7 +23,7 @@ def _path(name: str, endpoint: str, group: str = "") -> Option:
     return Later(variables, f"Path of the {endpoint} endpoint.", group=group, flag=False)
 
 
-class FrontendSettings(ProcessSettings, frozen=True, kw_only=True):
+class FrontendSettings(SnapshotSettings, frozen=True, kw_only=True):
     """The OpenAI-compatible HTTP server: routes each request to a worker, by the log."""
 
     program: ClassVar[str] = "python -m frontend"
@@ -133,11 +134,11 @@ class FrontendSettings(ProcessSettings, frozen=True, kw_only=True):
     ] = False
     router_snapshot_threshold: Annotated[
         int | None,
-        Later(
+        Option(
             "DYN_ROUTER_SNAPSHOT_THRESHOLD",
             "Messages in the log after the last snapshot that make the next one due.",
             unit="messages",
-            unset="never",
+            unset="only the bytes count",
             ge=1,
         ),
     ] = 1_000_000

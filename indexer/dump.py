@@ -6,7 +6,7 @@ and, as MessagePack, equal bytes: about 9 bytes a block in chains of 16, however
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -60,10 +60,21 @@ def load(dumped: TreeDump) -> RadixTree:
     for rank in dumped.ranks:
         tree.add_rank(rank)
     for chain in dumped.chains:
-        hashes = struct.unpack(f"<{len(chain.sequence_hashes) // 8}Q", chain.sequence_hashes)
-        for place in chain.holders:
-            tree.store(dumped.ranks[place], chain.parent_hash, hashes)
+        for _ in store_chain(tree, dumped.ranks, chain):
+            pass
     return tree
+
+
+def store_chain(tree: RadixTree, ranks: Sequence[WorkerRank], chain: Chain) -> Iterator[int]:
+    """Give the chain to each of its holders, one a step; yields the blocks that it has.
+
+    ranks: those of the dump, registered. Raises as `load`.
+    """
+    count = len(chain.sequence_hashes) // 8
+    hashes = struct.unpack(f"<{count}Q", chain.sequence_hashes)
+    for place in chain.holders:
+        tree.store(ranks[place], chain.parent_hash, hashes)
+        yield count
 
 
 def _chains(tree: RadixTree) -> Iterator[tuple[int | None, list[int]]]:

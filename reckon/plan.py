@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from eventstore.options import declarations
+from eventstore.process_settings import AccessSettings
 from reckon.child import Asked, ChildSpec
 from reckon.probe import METRICS_PREFIX
 from reckon.settings import UpSettings
@@ -120,9 +121,11 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     """What our own processes get: `env`, and a path on which our packages are.
 
     The variables of up's own options have done their work: what they said is in the command lines.
+    Those with passwords and certificates are for another NATS than the one that up starts.
     """
-    read = {name for each in declarations(UpSettings) for name in each.variables}
-    rest = {name: value for name, value in env.items() if name not in read}
+    tables = (UpSettings, AccessSettings)
+    done = {name for table in tables for each in declarations(table) for name in each.variables}
+    rest = {name: value for name, value in env.items() if name not in done}
     path = os.pathsep.join(filter(None, (str(ROOMS), env.get("PYTHONPATH"))))
     return {**rest, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 

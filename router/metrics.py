@@ -1,11 +1,14 @@
 """What a router measures: the peer's names where it has them, `reckon_` names for the rest."""
 
+import time
+
 from prometheus_client import CollectorRegistry
 
 from eventstore.metrics import Metric, build
 from eventstore.publisher import Publisher
-from router.replica import Replica
+from router.replica import Replica, ReplicaStatus
 from router.router import Router, Timings
+from router.snapshot_trigger import SnapshotTrigger
 
 _FINE_MS = tuple(0.001 * 2**k for k in range(15))
 _COARSE_MS = tuple(0.01 * 3**k for k in range(17))
@@ -74,6 +77,25 @@ METRICS: tuple[Metric, ...] = (
     Metric("reckon_index_blocks", "gauge", "Distinct blocks in the index."),
     Metric("reckon_index_pairs", "gauge", "(block, rank) pairs in the index."),
     Metric("reckon_active_requests", "gauge", "Requests in the folded state that have not ended."),
+    Metric("reckon_snapshot_seq", "gauge", "Sequence of the newest usable snapshot; 0 for none."),
+    Metric(
+        "reckon_snapshot_age_seconds",
+        "gauge",
+        "Age of the newest usable snapshot's last record; 0 for none.",
+    ),
+    Metric("reckon_snapshot_bytes", "gauge", "Size of the newest usable snapshot; 0 for none."),
+    Metric(
+        "reckon_snapshots_skipped",
+        "gauge",
+        "Snapshots that the last start of this replica found and could not use.",
+    ),
+    Metric(
+        "reckon_snapshot_runs_total",
+        "counter",
+        "Snapshots that this frontend had taken, by outcome: taken, finished (what another left "
+        "undone), elsewhere (another was at it) or failed.",
+        ("outcome",),
+    ),
     Metric("reckon_overlay_bookings", "gauge", "Own decisions that the fold does not count yet."),
     Metric("reckon_log_buffered_events", "gauge", "Own facts that the log has not acknowledged."),
     Metric("reckon_log_buffered_events_max", "gauge", "Bound of that buffer."),
@@ -86,12 +108,18 @@ class RouterMetrics:
     """Histograms are fed as decisions are made; the rest is read from the parts at a scrape."""
 
     def __init__(
-        self, registry: CollectorRegistry, replica: Replica, router: Router, publisher: Publisher
+        self,
+        registry: CollectorRegistry,
+        replica: Replica,
+        router: Router,
+        publisher: Publisher,
+        snapshots: SnapshotTrigger | None = None,
     ) -> None:
         self._built = build(METRICS, registry)
         self._replica = replica
         self._router = router
         self._publisher = publisher
+        self._snapshots = snapshots
         self._counted: dict[tuple[str, str], float] = {}
         histograms, router_id = self._built.histograms, router.router_id
         overhead = "dynamo_router_overhead_"
@@ -136,6 +164,22 @@ class RouterMetrics:
             self._advance("reckon_events_applied_total", tag, count)
         for kind in state.anomalies.__struct_fields__:
             self._advance("reckon_anomalies_total", kind, getattr(state.anomalies, kind))
+
+        self._collect_snapshots(status)
+
+    def _collect_snapshots(self, status: ReplicaStatus) -> None:
+        gauges = self._built.gauges
+        if status.snapshot is not None:
+            gauges["reckon_snapshots_skipped"].set(len(status.snapshot.skipped))
+        if self._snapshots is None:
+            return
+        newest = self._snapshots.newest
+        gauges["reckon_snapshot_seq"].set(newest.seq if newest else 0)
+        gauges["reckon_snapshot_bytes"].set(newest.size if newest else 0)
+        age_s = max(0.0, time.time() - newest.time_ns / 1e9) if newest else 0.0
+        gauges["reckon_snapshot_age_seconds"].set(age_s)
+        for outcome, count in self._snapshots.outcomes.items():
+            self._advance("reckon_snapshot_runs_total", outcome, count)
 
     def _advance(self, name: str, label: str, value: float) -> None:
         """Raise a counter to `value`; a smaller value (state restarted) begins a new count."""

@@ -1,8 +1,9 @@
 """Keeps one `RouterState` at the head of the log.
 
-Recovery, restart and normal running are one path: read from a position, apply, go on for ever. A
-following that breaks is taken up again after the last applied record; one that shows missing
-records throws the state away and reads again from where the log now begins.
+Recovery, restart and normal running are one path: load the newest usable snapshot, read on from its
+position, apply, go on for ever. A following that breaks is taken up again after the last applied
+record. One that shows missing records, or another log, makes the replica begin again; until that has
+caught up, decisions are made from what it believed before.
 """
 
 import asyncio
@@ -16,12 +17,15 @@ from msgspec import Struct
 
 from eventstore.errors import LogGap, LogUnavailable
 from eventstore.events import AnyEvent, Event
-from eventstore.log import EventLog, Record
+from eventstore.log import EventLog, Extent, Following, Record
 from router.fold import apply
+from router.loading import LoadReport, SnapshotLoader
+from router.progress import Progress
 from router.state import RouterState
 
 HEAD_POLL_S = 1.0
 RETRY_MAX_S = 5.0
+SHORT_LOOKS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +37,12 @@ class ReplicaPhase(StrEnum):
     """Reading towards the head seen at the start; decisions would lack facts."""
     READY = "ready"
     DEGRADED = "degraded"
-    """Ready, but the log can't be reached: serving from the state at hand."""
+    """Ready, but serving from the state at hand: the log can't be reached, or is another one."""
 
 
 class ReplicaStatus(Struct, frozen=True):
-    """Where a replica stands. `lag_s`: age of the last applied record while behind, else 0."""
+    """Where a replica stands. `lag_s`: age of the last applied record while behind, else 0.
+    `snapshot`: what the last start found; None if it looks for none."""
 
     phase: ReplicaPhase
     why: str | None
@@ -46,6 +51,7 @@ class ReplicaStatus(Struct, frozen=True):
     lag_records: int
     lag_s: float
     digest: str
+    snapshot: LoadReport | None = None
 
 
 class Replica:
@@ -57,19 +63,34 @@ class Replica:
         now_ns: Callable[[], int],
         observe: Callable[[list[AnyEvent]], None] = lambda events: None,
         restarted: Callable[[], None] = lambda: None,
+        snapshots: SnapshotLoader | None = None,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        """now_ns: UTC nanoseconds, for the lag only. restarted: the state was thrown away."""
+        """now_ns: UTC nanoseconds, for the lag only. restarted: the state is another one.
+        snapshots: where a start looks for one; None: it reads all that the log holds.
+        jitter: uniform in [0, 1), for retries."""
         self.state = RouterState()
+        """What decisions are made from."""
+        self._building: RouterState | None = None
+        """After the log was found to be another one: its state, until it has caught up."""
         self.applied: Counter[type[Event]] = Counter()
         self.restarts = 0
         self._log = log
         self._now_ns = now_ns
         self._observe = observe
         self._restarted = restarted
+        self._snapshots = snapshots
+        self._jitter = jitter
         self._head = 0
+        self._identity: str | None = None
+        self._following: Following | None = None
+        self._rewound = False
+        self._short = 0
         self._target: int | None = None
+        self._awaited = "waiting for the log"
         self._trouble: str | None = None
         self._ready = asyncio.Event()
+        self._progress: Progress | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -88,13 +109,18 @@ class Replica:
         cursor, head = self.state.cursor, self.head
         lag_s = 0.0 if head <= cursor else max(0, self._now_ns() - self.state.time_ns) / 1e9
         why = self._trouble
-        if self._target is None:
-            phase, why = ReplicaPhase.STARTING, why or "waiting for the log"
+        if self._building is not None:
+            phase, why = ReplicaPhase.DEGRADED, "the log is another one; reading it again"
+        elif self._target is None:
+            phase, why = ReplicaPhase.STARTING, why or self._awaited
         elif not self.is_ready:
             phase = ReplicaPhase.CATCHING_UP
         else:
             phase = ReplicaPhase.READY if why is None else ReplicaPhase.DEGRADED
-        return ReplicaStatus(phase, why, cursor, head, head - cursor, lag_s, self.state.digest())
+        report = None if self._snapshots is None else self._snapshots.report
+        return ReplicaStatus(
+            phase, why, cursor, head, head - cursor, lag_s, self.state.digest(), report
+        )
 
     def applied_by_tag(self) -> dict[str, int]:
         return {str(kind.__struct_config__.tag): n for kind, n in self.applied.items()}
@@ -117,49 +143,90 @@ class Replica:
             except LogUnavailable as error:
                 self._trouble = str(error)
                 _log.warning("log not readable, trying again: %s", error)
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1))
+            await asyncio.sleep(delay_s * (0.5 + self._jitter() / 2))
             delay_s = min(RETRY_MAX_S, delay_s * 2)
 
     async def _follow_once(self) -> None:
         extent = await self._log.extent()
         self._head = extent.last_seq
-        if self.state.cursor == 0:
-            # Nothing older exists, so nothing older can be known.
-            self.state.cursor = extent.first_seq - 1
+        self._identity = extent.identity
+        if self._folded.cursor == 0:
+            await self._begin(extent.first_seq)
         if self._target is None:
             self._target = extent.last_seq
         self._trouble = None
         self._check_ready()
-        following = await self._log.follow(self.state.cursor + 1, self._handle)
+        following = self._following = await self._log.follow(self._folded.cursor + 1, self._handle)
         try:
             await following.wait()
+            if self._rewound:
+                self._rewound = False
+                raise LogGap(self._folded.cursor + 1, self._head + 1)
         finally:
             await following.close()
 
+    async def _begin(self, first_seq: int) -> None:
+        """Take the state of the newest usable snapshot; without one, begin where the log does."""
+        self._awaited = "looking for a snapshot"
+        loaded = None if self._snapshots is None else await self._snapshots.load()
+        if loaded is None:
+            self._folded.cursor = first_seq - 1
+        elif self._building is not None:
+            self._building = loaded.state
+        else:
+            self._become(loaded.state)
+        self._progress = Progress(asyncio.get_running_loop().time(), self._folded.cursor)
+
+    @property
+    def _folded(self) -> RouterState:
+        """The state that records are applied to."""
+        return self.state if self._building is None else self._building
+
+    def _become(self, state: RouterState) -> None:
+        self.state = state
+        self._restarted()
+
     def _handle(self, record: Record) -> None:
-        events = apply(self.state, record)
+        events = apply(self._folded, record)
         for event in events:
             self.applied[type(event)] += 1
-        self._observe(events)
-        if not self._ready.is_set():
+        if self._building is None:
+            self._observe(events)
+        if self._building is not None or not self._ready.is_set():
             self._check_ready()
 
     def _check_ready(self) -> None:
-        if self._target is not None and self.state.cursor >= self._target:
-            if not self._ready.is_set():
-                _log.info("replica ready at record %d", self.state.cursor)
-            self._ready.set()
+        if self._target is None or self._folded.cursor < self._target:
+            return
+        if self._building is not None:
+            building, self._building = self._building, None
+            self._become(building)
+        elif self._ready.is_set():
+            return
+        _log.info("replica ready at record %d", self.state.cursor)
+        self._ready.set()
 
     def _start_again(self) -> None:
-        self.state = RouterState()
+        """Read the log anew. A replica that was ready goes on deciding from what it believed."""
         self.restarts += 1
         self._target = None
-        self._ready.clear()
-        self._restarted()
+        if self._ready.is_set():
+            self._building = RouterState()
+        else:
+            self._become(RouterState())
+
+    def _tell_progress(self) -> None:
+        if self._progress is not None and not self.is_ready:
+            now_s = asyncio.get_running_loop().time()
+            line = self._progress.line(now_s, self.state.cursor, self.head)
+            if line is not None:
+                _log.info("reading the log: %s", line)
 
     async def _watch_head(self) -> None:
         while True:
             await asyncio.sleep(HEAD_POLL_S)
+            self._tell_progress()
+            cursor = self._folded.cursor
             try:
                 extent = await self._log.extent()
             except LogUnavailable as error:
@@ -171,3 +238,17 @@ class Replica:
                 _log.info("log reachable again at record %d", extent.last_seq)
             self._trouble = None
             self._head = extent.last_seq
+            await self._check_history(extent, cursor)
+
+    async def _check_history(self, extent: Extent, cursor: int) -> None:
+        """End a following whose log is not the one that was read: made anew, or without its end.
+
+        The following finds that out too, but only once it has been silent for a while. cursor: from
+        before the extent was asked for. A new leader may need a moment until it knows all that the
+        last one had, so a log that ends too early has to be seen twice.
+        """
+        anew = self._identity is not None and extent.identity != self._identity
+        self._short = self._short + 1 if extent.last_seq < cursor else 0
+        if self._following is not None and (anew or self._short >= SHORT_LOOKS):
+            self._rewound = True
+            await self._following.close()

@@ -161,6 +161,8 @@ class Router:
             booking, rank = before.get(request_id), self._tickets[request_id].rank
             if booking is None or rank is None:
                 continue
+            if self.options.replica_sync and request_id in state.active:
+                continue  # the fold counts it by now
             if rank in state.ranks_of(rank.worker_id):
                 slot = state.tree.slot_of(rank)
                 self._overlay.book(

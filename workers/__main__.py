@@ -83,16 +83,20 @@ async def _run(
         settings.nats_url,
         settings.data_dir or default_data_dir(os.environ),
         name="reckon worker",
+        access=settings.access(),
         wait_s=settings.nats_wait_secs,
         binary=settings.nats_server_binary,
     )
+    namespace, replicas = settings.namespace, settings.log_replicas
     try:
-        log = await JetStreamLog.open(connection, settings.namespace)
+        log = await JetStreamLog.open(
+            connection, namespace, replicas=replicas, wait_s=settings.nats_wait_secs
+        )
         discovery = NatsDiscovery(
-            connection, settings.namespace, lease_ttl_s=settings.lease_ttl_secs
+            connection, namespace, lease_ttl_s=settings.lease_ttl_secs, replicas=replicas
         )
         try:
-            names = await ModelStore(connection, settings.namespace).upload(files)
+            names = await ModelStore(connection, namespace, replicas=replicas).upload(files)
             worker = MockWorker(
                 _instance(settings, config, facts, names),
                 [

@@ -8,6 +8,7 @@ and what is read is checked against its name.
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nats.js.object_store import ObjectStore
 
 from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
+from eventstore.replicas import hold_replicas, replicas_of_new
 from eventstore.subjects import check_namespace
 from workers.errors import BadModelFile
 
@@ -27,6 +29,7 @@ FILE_BYTES_MAX = 128 * 1024 * 1024
 """The largest tokenizers in use have some 40 MiB."""
 READ_ATTEMPTS = 5
 READ_PAUSE_S = 0.1
+_CONFIG_DIFFERS = 10058
 
 
 def read_model(path: Path) -> dict[str, bytes]:
@@ -49,7 +52,12 @@ def read_model(path: Path) -> dict[str, bytes]:
 class ModelStore:
     """The object store of one namespace's models. Does not own the connection."""
 
-    def __init__(self, connection: Nats, namespace: str) -> None:
+    def __init__(
+        self, connection: Nats, namespace: str, *, replicas: int | None = None
+    ) -> None:
+        """replicas: see `eventstore.replicas`."""
+        self._nats = connection
+        self._replicas = replicas
         self._js = connection.jetstream
         self._bucket = f"reckon_{check_namespace(namespace)}_models"
 
@@ -58,14 +66,30 @@ class ModelStore:
 
         Several workers may do so at once. Raises LogUnavailable.
         """
+        began_at = time.monotonic()
         try:
-            store = await self._js.create_object_store(self._bucket, api.ObjectStoreConfig())
+            store = await self._open()
             names = {}
             for name, content in files.items():
                 names[name] = await _put(store, content)
             return names
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise LogUnavailable(f"cannot store model files in {self._bucket}: {error}") from error
+            what = f"cannot store model files in {self._bucket}"
+            denied = self._nats.denied(what, began_at)
+            raise denied or LogUnavailable(f"{what}: {error}") from error
+
+    async def _open(self) -> ObjectStore:
+        """Make the store if it is not there. Raises what a request can end in."""
+        replicas = replicas_of_new(self._nats, self._replicas)
+        config = api.ObjectStoreConfig(replicas=replicas)
+        try:
+            store = await self._js.create_object_store(self._bucket, config)
+        except nats.js.errors.APIError as error:
+            if error.err_code != _CONFIG_DIFFERS:
+                raise
+            store = await self._js.object_store(self._bucket)
+        await hold_replicas(self._nats, f"OBJ_{self._bucket}", self._replicas)
+        return store
 
     async def download(self, files: Mapping[str, str]) -> dict[str, bytes]:
         """The contents of `files` (name → SHA-256, hex), by name.

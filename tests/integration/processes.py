@@ -128,8 +128,8 @@ class Deployment:
 
 @asynccontextmanager
 async def deployment(nats_url: str, namespace: str) -> AsyncIterator[Deployment]:
-    nats = await Nats.connect([nats_url], name="observer")
-    log = await JetStreamLog.open(nats, namespace)
+    nats = await Nats.connect(nats_url.split(","), name="observer", wait_s=START_S)
+    log = await JetStreamLog.open(nats, namespace, wait_s=START_S)
     made = Deployment(nats_url, namespace, log)
     async with made._stack:
         observing = asyncio.create_task(made.observer.run())

@@ -66,9 +66,11 @@ PAGE = """
 
 AVAILABLE = """
 http_host http_port http_body_limit_mb http_graceful_shutdown_timeout_secs router_mode
-router_kv_overlap_score_weight router_temperature router_replica_sync namespace discovery_backend
-request_plane event_plane metrics_prefix nats_url nats_wait_secs nats_server_binary data_dir
-log_levels logging_jsonl log_use_local_tz
+router_kv_overlap_score_weight router_temperature router_replica_sync
+router_snapshot_threshold router_snapshots_kept router_snapshot_bytes namespace discovery_backend
+request_plane event_plane metrics_prefix nats_url nats_wait_secs log_replicas nats_server_binary
+data_dir log_levels logging_jsonl log_use_local_tz nats_user nats_password nats_password_file
+nats_token nats_nkey nats_credentials_file nats_tls_ca nats_tls_cert nats_tls_key nats_inbox_prefix
 """.split()
 
 FRONTEND = {each.name: each for each in declarations(FrontendSettings)}
@@ -95,7 +97,7 @@ def test_the_frontend_has_every_option_of_the_page() -> None:
     ours = [
         f"{each.flag or '-'} {each.variables[0]} {each.default_text.partition(' (')[0]}"
         for each in FRONTEND.values()
-        if each.group not in ("NATS", "Logging")
+        if each.group not in ("Snapshots", "NATS", "Access to NATS", "Logging")
     ]
     assert ours == PAGE.split("\n")[1:-1]
 
@@ -126,6 +128,8 @@ RANGES = {
     "router_max_tree_size": "at least 1",
     "router_prune_target_ratio": "0 to 1",
     "router_snapshot_threshold": "at least 1",
+    "router_snapshots_kept": "2 to 1000",
+    "router_snapshot_bytes": "at least 1",
     "router_event_threads": "at least 1",
     "router_queue_threshold": "at least 0",
     "migration_limit": "0 to 4294967295",
@@ -136,6 +140,7 @@ RANGES = {
     "grpc_metrics_port": "0 to 65535",
     "dyn_preprocess_workers": "at least 0",
     "nats_wait_secs": "at least 0",
+    "log_replicas": "1 to 5",
 }
 
 
