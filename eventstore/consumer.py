@@ -20,6 +20,7 @@ from eventstore.connect import JetStreamRefused, Nats, NatsMessage, NatsSubscrip
 from eventstore.errors import LogGap, LogUnavailable
 from eventstore.log import Record
 from eventstore.stream import STREAM_NOT_FOUND, Stream
+from eventstore.tasks import end
 
 SLICE_S = 0.002
 """How long records are handled before others on the event loop get their turn."""
@@ -125,8 +126,7 @@ class OrderedConsumer:
     async def close(self) -> None:
         """Stop; nothing is handled any more. Safe to call twice."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             await self._end()  # a task that is cancelled before its first step runs no `finally`
 
     async def _run(self) -> None:

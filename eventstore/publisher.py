@@ -10,20 +10,31 @@ import asyncio
 import contextlib
 import logging
 import random
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Self
 
 from eventstore import codec
-from eventstore.errors import BufferFull, EventStoreError, LogUnavailable, MessageTooLarge
+from eventstore.errors import (
+    BufferFull,
+    EventStoreError,
+    LogGap,
+    LogUnavailable,
+    MessageTooLarge,
+)
 from eventstore.events import AnyEvent, BlockRemoved, BlockStored
 from eventstore.log import Appended, EventLog
 from eventstore.subjects import subject
+from eventstore.tasks import end
 
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 5.0
 ENVELOPE_BYTES = 64
 """Of a batch beside its events and its producer's name: numbers and array heads, below 40."""
+CHECK_S = 30.0
+"""How often, with a random cut of up to half, an idle publisher looks whether what it wrote last is
+still there. While it is not idle, gaps in its numbers show what is not."""
 BLOCKS_PER_EVENT_MAX = 16_384
 """As MessagePack a hash takes 9 bytes, so such an event takes 144 KiB."""
 
@@ -44,6 +55,7 @@ class Publisher:
         events_max: int = 100_000,
         batch_bytes_max: int = 256 * 1024,
         retry_s: tuple[float, float] = (RETRY_MIN_S, RETRY_MAX_S),
+        check_s: float = CHECK_S,
         jitter: Callable[[], float] = random.random,
         on_log_rewound: Callable[[], None] = lambda: None,
     ) -> None:
@@ -51,8 +63,10 @@ class Publisher:
 
         events_max: bound of what is published and not yet acknowledged; beyond it `publish` raises.
         retry_s: first and longest pause between two attempts; jitter: uniform in [0, 1).
-        on_log_rewound: called when an acknowledgement shows that the log lost records which it had
-        acknowledged before; it may call `start_epoch` and `publish`, and must not raise.
+        check_s: see CHECK_S.
+        on_log_rewound: called when an acknowledgement, or a look after `check_s` without any, shows
+        that the log lost records which it had acknowledged before; it may call `start_epoch` and
+        `publish`, and must not raise.
         """
         self.producer = producer
         self.events_max = events_max
@@ -71,6 +85,7 @@ class Publisher:
         self._overhead_bytes = ENVELOPE_BYTES + len(producer.encode())
         self._batch_bytes_max = min(batch_bytes_max, log.max_message_bytes) - self._overhead_bytes
         self._retry_s = retry_s
+        self._check_s = check_s
         self._jitter = jitter
         self._on_log_rewound = on_log_rewound
         self._waiting: deque[bytes] = deque()
@@ -79,6 +94,7 @@ class Publisher:
         self._number = 0
         self._published = 0
         self._last_seq = 0
+        self._last_checksum = 0
         self._oldest_at = 0.0
         self._failure: EventStoreError | None = None
         self._closed = False
@@ -100,7 +116,8 @@ class Publisher:
 
     @property
     def last_seq(self) -> int:
-        """Position of the last batch that the log acknowledged; 0 before the first."""
+        """Position of the last batch that the log acknowledged; 0 before the first, and after it
+        was found to be lost."""
         return self._last_seq
 
     @property
@@ -188,8 +205,7 @@ class Publisher:
                     await self.flush(timeout_s)
         finally:
             if self._task is not None:
-                self._task.cancel()
-                await asyncio.gather(self._task, return_exceptions=True)
+                await end(self._task)
         if self._task is not None and not self._task.cancelled():
             self._task.result()
         if self.buffered:
@@ -224,7 +240,9 @@ class Publisher:
 
     async def _write_for_ever(self) -> None:
         while True:
-            await self._some.wait()
+            if not self._some.is_set() and not await self._some_came():
+                await self._check_last()
+                continue
             await self._linger()
             events = self._take()
             if not events:
@@ -240,7 +258,35 @@ class Publisher:
             self.appended_batches += 1
             self.duplicates += appended.duplicate
             self._settle()
+            self._last_checksum = zlib.crc32(data)
             self._watch_for_rewind(appended.seq)
+
+    async def _some_came(self) -> bool:
+        """Wait for something to write; False if there was nothing for long."""
+        try:
+            async with asyncio.timeout(self._check_s * (0.5 + self._jitter() / 2)):
+                await self._some.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _check_last(self) -> None:
+        """Notice that the log has lost its tail, also if nothing more is ever written."""
+        seq = self._last_seq
+        if not seq:
+            return
+        try:
+            found = [record async for record in self._log.read(seq, seq)]
+            trimmed = not found and (await self._log.extent()).first_seq > seq
+        except (LogUnavailable, LogGap):
+            return
+        there = any(
+            record.subject == self._subject and zlib.crc32(record.data) == self._last_checksum
+            for record in found
+        )
+        if not there and not trimmed:
+            self._last_seq = 0
+            self._rewound(seq)
 
     async def _linger(self) -> None:
         """Let more events gather, unless there is a batch full of them or somebody waits."""
@@ -295,9 +341,12 @@ class Publisher:
         rewound = seq <= self._last_seq
         self._last_seq = seq
         if rewound:
-            self.rewinds += 1
-            _log.error("the log went backwards producer=%s seq=%d", self.producer, seq)
-            self._on_log_rewound()
+            self._rewound(seq)
+
+    def _rewound(self, seq: int) -> None:
+        self.rewinds += 1
+        _log.error("the log went backwards producer=%s seq=%d", self.producer, seq)
+        self._on_log_rewound()
 
     def _settle(self) -> None:
         """Tell the flushes. With nothing in flight, all but what waits is in the log or dropped."""

@@ -39,7 +39,7 @@ from router.snapshot_trigger import Snapshots, SnapshotTrigger
 from workers.card import FrontendInstance, Instance
 from workers.clients import WorkerClients
 from workers.discovery import Discovery, Ending, Leases
-from workers.tasks import end
+from eventstore.tasks import end
 
 EPOCH = 1
 """A frontend's id is drawn afresh at every start, so its producer has one epoch."""

@@ -19,11 +19,13 @@ from nats.js import api
 
 from eventstore.connect import Nats
 from eventstore.subjects import check_namespace, hex_id
+from eventstore.tasks import end
 from workers.card import FrontendInstance, Instance
 from workers.discovery import Ending, Lease, OnDelete, OnLost, OnPut, T, Watch
 from workers.errors import DiscoveryError
 from workers.leases import (
     ANSWER_S,
+    CLUSTER_LEASE_TTL_S,
     LEASE_TTL_S,
     RETRY_S,
     UNREACHABLE,
@@ -34,7 +36,6 @@ from workers.leases import (
     key_of,
     open_bucket,
 )
-from workers.tasks import end
 
 RESYNC_S = 30.0
 
@@ -52,14 +53,16 @@ class NatsLeases(Generic[T]):
         connection: Nats,
         namespace: str,
         *,
-        lease_ttl_s: int = LEASE_TTL_S,
+        lease_ttl_s: int | None = None,
         replicas: int | None = None,
     ) -> None:
-        """lease_ttl_s: whole seconds, at least 1. replicas: see `eventstore.replicas`."""
+        """lease_ttl_s: whole seconds, at least 1; None: as the server needs it.
+        replicas: see `eventstore.replicas`."""
         self._nats = connection
         self._js = connection.jetstream
         self._bucket = f"reckon_{check_namespace(namespace)}_instances"
-        self._lease_ttl_s = lease_ttl_s
+        default_s = CLUSTER_LEASE_TTL_S if connection.clustered else LEASE_TTL_S
+        self._lease_ttl_s = lease_ttl_s or default_s
         self._replicas = replicas
         self._leases: set[RenewedLease] = set()
         self._watches: set[_NatsWatch[T]] = set()

@@ -19,11 +19,14 @@ from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
 from eventstore.replicas import hold_replicas, replicas_of_new
 from eventstore.subjects import hex_id
+from eventstore.tasks import end
 from workers.card import Listed
 from workers.discovery import Ending, OnLost
-from workers.tasks import end
 
 LEASE_TTL_S = 5
+CLUSTER_LEASE_TTL_S = 15
+"""Where the server is one of a cluster: after the loss of a node it may take 7 s until another one
+leads the bucket, which then ends what is due. A lease that waited for its renewal has 10 s left."""
 MARKER_TTL_S = 60
 """How long the server remembers that a lease ended; an absent key says the same."""
 RETRY_S = 0.25

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from eventstore.errors import LogUnavailable
 from eventstore.log import EventLog
 from eventstore.subjects import hex_id
+from eventstore.tasks import end
 from workers.card import Instance
 from workers.discovery import Discovery
 from workers.engine import MockEngine, RequestRefused
@@ -28,7 +29,6 @@ from workers.kv_feed import EVENTS_MAX, KvFeed
 from workers.protocol import Announce, EngineRequest, Output
 from workers.rank_runner import RankRunner
 from workers.sockets import format_address
-from workers.tasks import end
 from workers.tcp_server import Connection, WorkerServer
 
 RETRY_S = 1.0

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from workers import tasks
+from eventstore import tasks
 
 
 async def test_a_task_that_loses_a_cancellation_is_asked_again(
