@@ -22,32 +22,53 @@ class StoreLock:
         Raises StoreInUse, and LogUnavailable if the directory cannot be written.
         """
         self.store_dir = store_dir
-        try:
-            store_dir.mkdir(parents=True, exist_ok=True)
-            self.fd = os.open(store_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise unwritable(store_dir, error) from error
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            url = os.pread(self.fd, 200, 0).decode(errors="replace").strip()
+        self._path = store_dir / _LOCK
+        self.fd = self._take()
+        # Whoever held it last may have removed the file in between; then the lock is on nothing.
+        while not self._is_named():
             os.close(self.fd)
+            self.fd = self._take()
+        os.ftruncate(self.fd, 0)
+
+    def _take(self) -> int:
+        try:
+            self.store_dir.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise unwritable(self.store_dir, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            url = os.pread(fd, 200, 0).decode(errors="replace").strip()
+            os.close(fd)
             raise StoreInUse(
-                f"{store_dir} is in use by another nats-server" + (f" at {url}" if url else ""),
+                f"{self.store_dir} is in use by another nats-server"
+                + (f" at {url}" if url else ""),
                 f"--nats-url {url}, or another data directory" if url else "another data directory",
             ) from error
         except OSError as error:
-            os.close(self.fd)
-            raise unwritable(store_dir, error) from error
-        os.ftruncate(self.fd, 0)
+            os.close(fd)
+            raise unwritable(self.store_dir, error) from error
+        return fd
+
+    def _is_named(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.fd), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def tell(self, url: str) -> None:
         """Leave the server's address for those who find the store in use."""
         os.pwrite(self.fd, url.encode(), 0)
 
     def release(self) -> None:
-        """Safe to call twice."""
+        """Leave the directory without a lock. Safe to call twice.
+
+        Call it once nobody else holds `fd`: the file goes, and with it the lock.
+        """
         if self.fd >= 0:
+            if self._is_named():
+                self._path.unlink(missing_ok=True)
             os.close(self.fd)
             self.fd = -1
 
