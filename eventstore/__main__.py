@@ -1,4 +1,4 @@
-"""`python -m eventstore tail|stat`: look into the log. Neither changes it."""
+"""`python -m eventstore`: look into the log (`tail`, `stat`), and the commands of `operations`."""
 
 import argparse
 import asyncio
@@ -20,10 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eventstore.connect import DEFAULT_URL, Nats
 from eventstore.errors import EventStoreError, LogGap, LogUnavailable
 from eventstore.jetstream import JetStreamLog
+from eventstore.operations import (
+    OPERATIONS,
+    Refused,
+    add_commands,
+    needs_server,
+    verify_file,
+)
 from eventstore.process_settings import NAMESPACE_DEFAULT, AccessSettings, nats_servers
 from eventstore.settings import SettingsError, declarations, parse
 from eventstore.show import Selection, check_pattern
-from eventstore.stat import as_json, as_table, tally
+from eventstore.snapshots import SnapshotStore
+from eventstore.snapshots_nats import NatsSnapshots
+from eventstore.stat import as_json, as_table, list_snapshots, snapshots_table, tally
 from eventstore.subjects import check_namespace
 from eventstore.tail import Printer, Range, tail
 
@@ -57,7 +66,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         top.error(str(error))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(options))
+            return runner.run(run(options))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 0
     except BrokenPipeError:
@@ -67,10 +76,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except EventStoreError as error:
         print(f"Error: {error}\nTry: {_advice(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _advice(error: EventStoreError) -> str:
+    if isinstance(error, Refused):
+        return error.advice
     if isinstance(error, LogGap):
         return f"--from-seq {error.got}"
     if isinstance(error, LogUnavailable) and error.try_this:
@@ -78,19 +88,28 @@ def _advice(error: EventStoreError) -> str:
     return "again, once the NATS server is well"
 
 
-async def run(options: argparse.Namespace) -> None:
-    """Do what is asked for; SIGTERM ends it as Ctrl-C does, between two steps."""
+async def run(options: argparse.Namespace) -> int:
+    """Do what is asked for; SIGTERM ends it as Ctrl-C does, between two steps. The exit code."""
     if (task := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with opened(options) as log:
-        if options.command == "tail":
-            await run_tail(log, options)
-        else:
-            await run_stat(log, options)
+    if not needs_server(options):
+        return verify_file(options)
+    async with connected(options) as nats:
+        if options.command in OPERATIONS:
+            return await OPERATIONS[options.command](nats, options)
+        log = await JetStreamLog.open(nats, options.namespace, create=False)
+        try:
+            if options.command == "tail":
+                await run_tail(log, options)
+            else:
+                await run_stat(log, NatsSnapshots(nats, options.namespace), options)
+        finally:
+            await log.close()
+    return 0
 
 
 @contextlib.asynccontextmanager
-async def opened(options: argparse.Namespace) -> AsyncIterator[JetStreamLog]:
+async def connected(options: argparse.Namespace) -> AsyncIterator[Nats]:
     nats = await Nats.connect(
         options.nats_url,
         name="reckon eventstore",
@@ -98,11 +117,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[JetStreamLog]:
         wait_s=CONNECT_WAIT_S,
     )
     try:
-        log = await JetStreamLog.open(nats, options.namespace, create=False)
-        try:
-            yield log
-        finally:
-            await log.close()
+        yield nats
     finally:
         await nats.close()
 
@@ -121,7 +136,7 @@ async def run_tail(log: JetStreamLog, options: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
-async def run_stat(log: JetStreamLog, options: argparse.Namespace) -> None:
+async def run_stat(log: JetStreamLog, store: SnapshotStore, options: argparse.Namespace) -> None:
     extent = await log.extent()
     bar = Progress(
         *(TextColumn("reading the log"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
@@ -136,13 +151,17 @@ async def run_stat(log: JetStreamLog, options: argparse.Namespace) -> None:
             extent,
             lambda seq: bar.update(task, completed=seq - extent.first_seq + 1),
         )
+    snapshots = await list_snapshots(store, extent)
     if options.json:
-        print(json.dumps(as_json(options.namespace, extent, result)))
+        told = as_json(options.namespace, extent, result) | {"snapshots": snapshots}
+        print(json.dumps(told))
     else:
         console = Console()
         if not console.is_terminal:
             console.width = PIPED_WIDTH
         console.print(as_table(options.namespace, extent, result))
+        if snapshots:
+            console.print(snapshots_table(snapshots))
     sys.stdout.flush()
 
 
@@ -178,8 +197,11 @@ def parser(environ: Mapping[str, str], now_ns: int) -> Parser:
             )
     common.add_argument("--json", action="store_true", help="JSON instead of text")
 
-    top = Parser(prog="python -m eventstore", description="Look into the log of a namespace.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="tail|stat")
+    top = Parser(
+        prog="python -m eventstore",
+        description="Look into the log of a namespace, and look after it.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     show = commands.add_parser(
         "tail",
         parents=[common],
@@ -212,8 +234,10 @@ def parser(environ: Mapping[str, str], now_ns: int) -> Parser:
         "stat",
         parents=[common],
         help="count the events by kind",
-        description="Read the whole log and count its events, messages and bytes by kind.",
+        description="Read the whole log and count its events, messages and bytes by kind, and list "
+        "the snapshots.",
     )
+    add_commands(commands, common)
     return top
 
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from enum import IntEnum
 from hashlib import blake2b
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -75,6 +75,8 @@ class _Kind(IntEnum):
     RECORDS = 3
     END = 4
 
+
+S = TypeVar("S", bound=Struct)
 
 _Row = tuple[int, int, str, bytes]
 """seq, time in ns, producer, data."""
@@ -143,7 +145,6 @@ class ArchiveReader:
         self.head = _decode(data, ArchiveHead)
         if self.head.format != FORMAT:
             raise BadArchive(f"has format {self.head.format}; this version knows {FORMAT}")
-        self._next: tuple[_Kind, bytes] | None = None
 
     def snapshot(self) -> bytes | None:
         """The snapshot, if there is one. Call it before `records`."""
@@ -216,7 +217,7 @@ def _checksum(kind: int, compressed: int, size: int, stored: bytes) -> bytes:
     return found.digest()
 
 
-def _decode(data: bytes, kind: type[msgspec.Struct]):  # type: ignore[no-untyped-def]
+def _decode(data: bytes, kind: type[S]) -> S:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except msgspec.MsgspecError as error:

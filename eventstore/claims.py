@@ -11,6 +11,8 @@ from typing import Protocol
 
 from eventstore.errors import EventStoreError
 
+SNAPSHOT_CLAIM = "snapshot"
+"""The work that is claimed by who takes a snapshot."""
 CLAIM_TTL_S = 15.0
 """How long the work waits for a holder that died."""
 

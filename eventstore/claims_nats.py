@@ -20,6 +20,7 @@ from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
 from eventstore.replicas import hold_replicas, replicas_of_new
 from eventstore.subjects import check_namespace
+from eventstore.tasks import end
 
 RENEWALS_PER_TTL = 5
 RETRY_S = 0.25
@@ -128,10 +129,7 @@ class _NatsClaim(Claim):
             raise ClaimLost(self._key)
 
     async def release(self) -> None:
-        while not self._task.done():
-            # Asked again: the library's `asyncio.wait_for` may lose a cancellation (Python 3.11).
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=RETRY_S)
+        await end(self._task)
         held, self._held = self._held, False
         if held:
             with contextlib.suppress(*_UNREACHABLE):

@@ -124,6 +124,11 @@ class JetStreamLog(EventLog):
         start = max(start_seq, extent.first_seq)
         if start > end:
             return
+        if start == end:
+            record = await self._stream.record(start)  # for one, a consumer would cost more
+            if record is not None:
+                yield record
+            return
         ahead: deque[Record] = deque()
         arrived = asyncio.Event()
         complete = False

@@ -5,6 +5,10 @@ alone, and one that exists stays as it is. A number that is said is held to: few
 to it, and more are not lowered behind anybody's back.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from msgspec import Struct
 
 from eventstore.connect import JetStreamRefused, Nats
@@ -12,7 +16,14 @@ from eventstore.errors import LogUnavailable
 
 IN_CLUSTER = 3
 """The fewest that survive the loss of one."""
+ASK_TIMEOUT_S = 1.0
+"""What a cluster is asked while it elects a leader it does not answer later: it has to be asked
+again."""
+ASK_ATTEMPTS = 5
 _TOO_FEW_SERVERS = (10005, 10023, 10074)
+
+
+T = TypeVar("T")
 
 
 class _Info(Struct, frozen=True):
@@ -40,6 +51,21 @@ class MoreReplicas(LogUnavailable):
 def replicas_of_new(nats: Nats, replicas: int | None) -> int:
     """The copies of a stream that is made. replicas: as said, if it was."""
     return replicas or (IN_CLUSTER if nats.clustered else 1)
+
+
+async def answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """What `ask` gets from the server, asked again if there is no answer.
+
+    Raises what `ask` raises, and TimeoutError.
+    """
+    for _ in range(ASK_ATTEMPTS - 1):
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                return await ask()
+        except TimeoutError:
+            continue
+    async with asyncio.timeout(ASK_TIMEOUT_S):
+        return await ask()
 
 
 async def hold_replicas(nats: Nats, stream: str, replicas: int | None) -> None:

@@ -26,6 +26,7 @@ from eventstore.log import EventLog, Extent
 FORMAT = 1
 KEPT_MIN = 2
 """So many snapshots always stay: who is loading the newest keeps the records that follow it."""
+KEPT_DEFAULT = 3
 SNAPSHOT_BYTES_MAX = 4 * 1024**3
 """About 400 million (block, rank) pairs."""
 HEAD_BYTES_MAX = 64 * 1024
@@ -267,6 +268,12 @@ def checking(snapshot: Snapshot) -> Generator[None, None, None]:
         yield
     if found.digest() != snapshot.header.checksum:
         raise BadSnapshot(snapshot.name, "is damaged: its checksum does not fit")
+
+
+def check_body(snapshot: Snapshot) -> None:
+    """`checking`, all at once. Raises BadSnapshot."""
+    for _ in checking(snapshot):
+        pass
 
 
 def _split(name: str, data: bytes) -> tuple[SnapshotHeader, int]:

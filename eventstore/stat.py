@@ -1,7 +1,7 @@
-"""`python -m eventstore stat`: what the log holds, by kind of event."""
+"""`python -m eventstore stat`: what the log holds, by kind of event, and its snapshots."""
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -11,6 +11,13 @@ from rich.table import Table
 from eventstore import codec
 from eventstore.log import EventLog, Extent, Record
 from eventstore.show import entries, iso_time
+from eventstore.snapshots import (
+    BadSnapshot,
+    SnapshotGone,
+    SnapshotStore,
+    read_header,
+    unusable,
+)
 
 RECENT_S = 60
 UNREADABLE = "unreadable"
@@ -152,3 +159,48 @@ def _cells(result: Tally, kind: str | None, stat: KindStat, messages: int) -> li
 
 def _sorted(result: Tally) -> list[tuple[str, KindStat]]:
     return sorted(result.kinds.items(), key=lambda item: (-item[1].events, item[0]))
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+async def list_snapshots(store: SnapshotStore, extent: Extent) -> list[dict[str, Any]]:
+    """What there is, the oldest first. `unusable`: why a replica could not begin with it."""
+    listed: list[dict[str, Any]] = []
+    for ref in await store.refs():
+        entry: dict[str, Any] = {
+            "name": ref.name,
+            "seq": ref.seq,
+            "unusable": unusable(ref, extent),
+        }
+        try:
+            header = await read_header(store, ref)
+        except (BadSnapshot, SnapshotGone) as error:
+            entry["unusable"] = str(error)
+        else:
+            entry |= {
+                "time": iso_time(header.time_ns),
+                "bytes": header.size,
+                "digest": header.digest,
+                "version": header.version,
+            }
+        listed.append(entry)
+    return listed
+
+
+def snapshots_table(listed: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        title=f"{len(listed)} snapshots", title_justify="left", title_style="", box=SIMPLE
+    )
+    for heading in ("snapshot", "time", "bytes", "digest", ""):
+        table.add_column(heading, no_wrap=heading != "")
+    for entry in listed:
+        size = f"{entry['bytes']:,}" if "bytes" in entry else ""
+        table.add_row(
+            entry["name"],
+            entry.get("time", ""),
+            size,
+            entry.get("digest", ""),
+            entry["unusable"] or "",
+        )
+    return table

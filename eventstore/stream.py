@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
@@ -15,13 +16,18 @@ from eventstore.connect import (
     NotPermitted,
 )
 from eventstore.errors import LogUnavailable
-from eventstore.replicas import MoreReplicas, hold_replicas, replicas_of_new, too_few_servers
+from eventstore.log import Record
+from eventstore.replicas import (
+    ASK_TIMEOUT_S,
+    MoreReplicas,
+    hold_replicas,
+    replicas_of_new,
+    too_few_servers,
+)
 from eventstore.subjects import stream_name, stream_subjects
 
 DUPLICATE_WINDOW_S: Final = 120
 ENSURE_EVERY_S = 1.0
-ENSURE_TIMEOUT_S = 1.0
-"""A stream that is between two leaders does not answer, and appends should not wait for that."""
 RETRY_S = 0.2
 _NS = 1_000_000_000
 
@@ -65,7 +71,17 @@ class StreamInfo(Struct, frozen=True):
 
 class _Message(Struct, frozen=True):
     seq: int
+    subject: str
+    time: str
+    data: bytes = b""
     hdrs: bytes = b""
+
+    @property
+    def time_ns(self) -> int:
+        """RFC 3339 in UTC with up to nine decimals, which `datetime` would cut to six."""
+        whole, _, decimals = self.time.removesuffix("Z").partition(".")
+        seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+        return seconds * _NS + int(decimals.ljust(9, "0"))
 
 
 class _TimedMessage(Struct, frozen=True):
@@ -108,7 +124,7 @@ class Stream:
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             try:
-                info = await self._find_or_create() if create else await self._find()
+                info = await self._find_or_create() if create else await self._find_or_tell()
                 await hold_replicas(self._nats, self.name, self._replicas)
                 return info
             except (NoResponders, NotPermitted, NoSuchStream, UnfitStream, MoreReplicas):
@@ -137,7 +153,7 @@ class Stream:
                 return
             self._ensured_at = now
             try:
-                await self.info(ENSURE_TIMEOUT_S)
+                await self.info(ASK_TIMEOUT_S)
             except JetStreamRefused as refused:
                 if refused.error.err_code != STREAM_NOT_FOUND:
                     raise
@@ -149,16 +165,25 @@ class Stream:
 
     async def last_with_id(self, subject: str, msg_id: str) -> int | None:
         """The seq of the last message on `subject` if `msg_id` is its id. Raises LogUnavailable."""
+        found = await self._message({"last_by_subj": subject})
+        lines = found.hdrs.split(b"\r\n") if found is not None else []
+        return found.seq if found and b"Nats-Msg-Id: " + msg_id.encode() in lines else None
+
+    async def record(self, seq: int) -> Record | None:
+        """The record at `seq`, if it is there. Raises LogUnavailable."""
+        found = await self._message({"seq": seq})
+        if found is None:
+            return None
+        return Record(found.seq, found.time_ns, found.subject, found.data)
+
+    async def _message(self, which: dict[str, object]) -> _Message | None:
         try:
-            found = await self._nats.api(
-                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": subject}, _Found
-            )
+            answer = await self._nats.api(f"STREAM.MSG.GET.{self.name}", which, _Found)
         except JetStreamRefused as refused:
             if refused.error.err_code != _NO_MESSAGE:
                 raise
             return None
-        lines = found.message.hdrs.split(b"\r\n")
-        return found.message.seq if b"Nats-Msg-Id: " + msg_id.encode() in lines else None
+        return answer.message
 
     async def time_of(self, seq: int) -> str | None:
         """When the record was stored, as the server writes times (RFC 3339, nanoseconds); None if
@@ -180,22 +205,28 @@ class Stream:
             await self._nats.api(f"STREAM.PURGE.{self.name}", {"seq": seq}, _Purged)
 
     async def _find(self) -> StreamInfo:
+        info = await self.info(ASK_TIMEOUT_S)
+        self._check(info)
+        return info
+
+    async def _find_or_tell(self) -> StreamInfo:
         try:
-            info = await self.info()
+            return await self._find()
         except JetStreamRefused as refused:
             if refused.error.err_code != STREAM_NOT_FOUND:
                 raise
             raise NoSuchStream(self.name, self._nats.url, await self._others()) from refused
-        self._check(info)
-        return info
 
     async def _find_or_create(self) -> StreamInfo:
         try:
             return await self._find()
-        except NoSuchStream:
-            pass
+        except JetStreamRefused as refused:
+            if refused.error.err_code != STREAM_NOT_FOUND:
+                raise
         try:
-            info = await self._nats.api(f"STREAM.CREATE.{self.name}", self._config(), StreamInfo)
+            info = await self._nats.api(
+                f"STREAM.CREATE.{self.name}", self._config(), StreamInfo, ASK_TIMEOUT_S
+            )
         except JetStreamRefused as refused:
             if refused.error.err_code != _NAME_IN_USE:
                 raise too_few_servers(refused) from refused
@@ -204,7 +235,10 @@ class Stream:
         return info
 
     async def _others(self) -> list[str]:
-        names = await self._nats.api("STREAM.NAMES", {"subject": "reckon.>"}, _Names)
+        try:
+            names = await self._nats.api("STREAM.NAMES", {"subject": "reckon.>"}, _Names)
+        except LogUnavailable:
+            return []  # only a hint, and not everybody may ask
         prefix = stream_name("_").removesuffix("_")
         return sorted(name.removeprefix(prefix) for name in names.streams or ())
 

@@ -10,6 +10,7 @@ from functools import partial
 import uvloop
 from prometheus_client import disable_created_metrics
 
+from eventstore.claims import SNAPSHOT_CLAIM
 from eventstore.claims_nats import NatsClaims
 from eventstore.errors import EventStoreError, LogUnavailable
 from eventstore.jetstream import JetStreamLog
@@ -21,7 +22,7 @@ from eventstore.snapshots_nats import NatsSnapshots
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
 from router.snapshot_trigger import Snapshots
-from router.snapshotter import CLAIM, take_in_process
+from router.snapshotter import take_in_process
 from workers.discovery_nats import NatsDiscovery, NatsFrontends
 from workers.errors import WorkerError
 from workers.models import ModelStore
@@ -80,7 +81,7 @@ async def _run(settings: FrontendSettings) -> int:
         try:
             snapshots = Snapshots(
                 NatsSnapshots(connection, namespace, replicas=replicas),
-                NatsClaims(connection, namespace, CLAIM, replicas=replicas),
+                NatsClaims(connection, namespace, SNAPSHOT_CLAIM, replicas=replicas),
                 take=partial(take_in_process, settings),
             )
             await FrontendProcess(settings, namespace, log, stop, snapshots=snapshots).run(
@@ -89,6 +90,8 @@ async def _run(settings: FrontendSettings) -> int:
                 ModelStore(connection, namespace).download,
                 lambda address: print(f"ready {address}", flush=True),
             )
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
         finally:
             await log.close()
     finally:
@@ -96,6 +99,13 @@ async def _run(settings: FrontendSettings) -> int:
         if server is not None:
             await server.stop()
     return 0
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What ended a task group, where it was one thing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 if __name__ == "__main__":

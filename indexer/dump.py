@@ -81,21 +81,31 @@ def _chains(tree: RadixTree) -> Iterator[tuple[int | None, list[int]]]:
     """Cut the tree into (parent, blocks), each chain after the one it continues."""
     masks = tree.holders()
     parents = tree.parents()
-    first_below: dict[int, int] = {}
+    below = dict(zip(parents.values(), parents, strict=True))
     more_below: dict[int, list[int]] = {}
-    for block, parent in parents.items():
-        if parent in masks and first_below.setdefault(parent, block) != block:
-            more_below.setdefault(parent, []).append(block)
+    if len(below) != len(parents):
+        for block, parent in parents.items():
+            if below[parent] != block:
+                more_below.setdefault(parent, []).append(block)
+    for absent in below.keys() - masks.keys():
+        del below[absent]
     waiting = [block for block in masks if parents.get(block) not in masks]
     waiting.sort(reverse=True)
-    while waiting or first_below:
+    while waiting or below:
         # Only events that name two predecessors for a block can leave a ring, which has no top.
-        block = waiting.pop() if waiting else min(first_below)
+        block = waiting.pop() if waiting else min(below)
         mask = masks[block]
         chain = [block]
-        while (child := first_below.pop(block, None)) is not None:
+        while (child := below.pop(block, None)) is not None:
+            if block not in more_below:
+                if masks[child] != mask:
+                    waiting.append(child)
+                    break
+                block = child
+                chain.append(block)
+                continue
             # Go on along the least child with the same holders; the others begin chains anew.
-            children = sorted((child, *more_below.get(block, ())), reverse=True)
+            children = sorted((child, *more_below[block]), reverse=True)
             continued = [child for child in children if masks[child] == mask][-1:]
             waiting += [child for child in children if child not in continued]
             if not continued:

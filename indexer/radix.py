@@ -21,7 +21,7 @@ from hashlib import blake2b
 from heapq import heappop, heappush
 from itertools import accumulate, repeat
 from operator import and_
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from indexer.masks import match_depths, select
 from indexer.rank_cache import RankCache
@@ -231,10 +231,12 @@ class RadixTree:
 
     def parents(self) -> dict[int, int]:
         """Every block's predecessor, held or not; blocks at the root are absent. O(pairs)."""
-        parents: dict[int, int] = {}
+        parents: dict[int | None, int] = {}
         for cache in self._caches.values():
-            parents.update(cache.edges())
-        return {block: parents[block] for block in parents.keys() & self._masks.keys()}
+            cache.add_edges(parents)
+        for block in parents.keys() - self._masks.keys():
+            del parents[block]
+        return cast("dict[int, int]", parents)  # None is no block, so it is gone too
 
     def check(self) -> None:
         """Assert every structural invariant. O(pairs); for tests."""

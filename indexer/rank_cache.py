@@ -4,7 +4,7 @@ The rule that makes holes visible: every held block is at the root, or the block
 and lists it as a child, or it is an *orphan*. So a rank without orphans holds only whole prefixes.
 """
 
-from collections.abc import Iterator, KeysView, Sequence
+from collections.abc import KeysView, Sequence
 from itertools import repeat, takewhile
 
 U64_MASK = 2**64 - 1
@@ -105,14 +105,15 @@ class RankCache:
                         self.orphans[orphan] = block
         return blocks
 
-    def edges(self) -> Iterator[tuple[int, int]]:
-        """Every known (block, block before it); the block before may not be held, nor the block."""
-        for block, child in self._children.items():
-            if child is not None:
-                yield child, block
+    def add_edges(self, parents: dict[int | None, int]) -> None:
+        """Put every known block → the block before it into `parents`; neither may be held any more.
+
+        The key None, where there is one, means nothing. About 0.1 µs a block.
+        """
+        parents.update(zip(self._children.values(), self._children, strict=True))
         for block, branches in self._branches.items():
-            yield from zip(branches, repeat(block))
-        yield from self.orphans.items()
+            parents.update(zip(branches, repeat(block)))
+        parents.update(self.orphans.items())
 
     def check(self) -> None:
         """Assert every structural invariant. O(blocks)."""

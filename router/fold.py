@@ -52,9 +52,12 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     """Move `state` past `record` and return the events that were applied.
 
     A record at or below the cursor is a redelivery and changes nothing. LogGap if records are
-    missing in between; the state is then unchanged.
+    missing in between, or if another record stands now where the cursor is: the log lost its end
+    and grew again. The state is then unchanged.
     """
     if record.seq <= state.cursor:
+        if record.seq == state.cursor and record.time_ns != state.time_ns and state.time_ns:
+            raise LogGap(expected=record.seq + 1, got=record.seq)
         return []
     if record.seq != state.cursor + 1:
         raise LogGap(expected=state.cursor + 1, got=record.seq)
@@ -87,6 +90,11 @@ def _doubt(state: RouterState, producer: str) -> None:
         state.unbased.add(WorkerRank(*named))
 
 
+def _note_gap(state: RouterState, producer: str) -> None:
+    state.anomalies.producer_gaps += 1
+    _doubt(state, producer)
+
+
 def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
     """The batch's events that its producer had not written before."""
     batch = decoded.batch
@@ -98,6 +106,8 @@ def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
             state.producers.popitem(last=False)
         state.producers[batch.producer] = Producer(batch.epoch, end)
         state.producers.move_to_end(batch.producer)
+        if batch.first > 0:
+            _note_gap(state, batch.producer)
         return batch.events
     state.producers.move_to_end(batch.producer)
     if batch.epoch < known.epoch:
@@ -105,8 +115,7 @@ def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
         return []
     if batch.first >= known.next:
         if batch.first > known.next:
-            state.anomalies.producer_gaps += 1
-            _doubt(state, batch.producer)
+            _note_gap(state, batch.producer)
         known.next = end
         return batch.events
     seen = min(known.next - batch.first, decoded.count)

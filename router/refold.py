@@ -31,12 +31,16 @@ async def fold_to(
     complete = asyncio.Event()
 
     def handle(record: Record) -> None:
-        if state.cursor < end_seq:
-            applied(record, apply(state, record))
-            if state.cursor >= end_seq:
-                complete.set()
+        before = state.cursor
+        if before >= end_seq:
+            return
+        events = apply(state, record)
+        if state.cursor > before:
+            applied(record, events)
+        if state.cursor >= end_seq:
+            complete.set()
 
-    following = await log.follow(state.cursor + 1, handle)
+    following = await log.follow(state.follow_from, handle)
     ended = asyncio.create_task(following.wait(), name="refold")
     finished = asyncio.create_task(complete.wait(), name="refold complete")
     try:

@@ -156,7 +156,7 @@ class Replica:
             self._target = extent.last_seq
         self._trouble = None
         self._check_ready()
-        following = self._following = await self._log.follow(self._folded.cursor + 1, self._handle)
+        following = self._following = await self._log.follow(self._folded.follow_from, self._handle)
         try:
             await following.wait()
             if self._rewound:
@@ -238,6 +238,10 @@ class Replica:
                 _log.info("log reachable again at record %d", extent.last_seq)
             self._trouble = None
             self._head = extent.last_seq
+            if self._target is not None and extent.last_seq < self._target:
+                # The log lost its end after the start, and this much is all that there is to read.
+                self._target = extent.last_seq
+                self._check_ready()
             await self._check_history(extent, cursor)
 
     async def _check_history(self, extent: Extent, cursor: int) -> None:

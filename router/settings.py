@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from eventstore.options import Option
 from eventstore.process_settings import NAMESPACE_DEFAULT, ProcessSettings
-from eventstore.snapshots import KEPT_MIN
+from eventstore.snapshots import KEPT_DEFAULT, KEPT_MIN
 from eventstore.subjects import check_namespace
 
 
@@ -21,7 +21,7 @@ class SnapshotSettings(ProcessSettings, frozen=True, kw_only=True):
             ge=KEPT_MIN,
             le=1000,
         ),
-    ] = 3
+    ] = KEPT_DEFAULT
     router_snapshot_bytes: Annotated[
         int | None,
         Option(

@@ -21,9 +21,9 @@ from indexer.radix import WorkerRank
 from router.lifecycle import Phase
 from router.state import Anomalies, LiveRequest, Producer, RouterState
 
-PAIRS_PER_STEP = 8192
-"""(block, rank) pairs, or blocks of bookings, that are restored in a step: about 5 ms."""
-CHAIN_BLOCKS_MAX = 4096
+PAIRS_PER_STEP = 2048
+"""(block, rank) pairs, or blocks of bookings, that are restored in a step: 1 to 2 ms."""
+CHAIN_BLOCKS_MAX = 2048
 """Longer chains are cut, so that a step with them is not much longer."""
 
 _LENGTH = struct.Struct("<I")

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from eventstore.claims import Claim, Claims
 from eventstore.control import record_snapshot
+from eventstore.errors import LogGap
 from eventstore.log import EventLog, Extent
 from eventstore.snapshots import (
     KEPT_MIN,
@@ -26,7 +27,7 @@ from eventstore.snapshots import (
     SnapshotGone,
     SnapshotRef,
     SnapshotStore,
-    checking,
+    check_body,
     life_of,
     name_of,
     read_snapshot,
@@ -37,7 +38,7 @@ from eventstore.snapshots import (
 )
 from router.loading import SnapshotLoader
 from router.refold import fold_to
-from router.snapshot import restored, run_through, snapshot_of
+from router.snapshot import restored, snapshot_of
 from router.state import RouterState
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class SnapshotTaker:
         kept: int,
         version: str,
         reached: Callable[[Step], None] = lambda step: None,
-        progress: Callable[[int, int], None] = lambda cursor, end: None,
+        progress: Callable[[int, int], object] = lambda cursor, end: None,
         offload: Offload = do_here,
     ) -> None:
         """kept: snapshots that stay, at least KEPT_MIN. version: of the code.
@@ -185,19 +186,20 @@ class SnapshotTaker:
             return outcome
         ref = SnapshotRef(outcome.name, life_of(extent.identity), outcome.seq)
         claim.check()
+        await self._check_same_log(extent, outcome.seq)
         await record_snapshot(self._log, self._namespace, ref, outcome.digest)
         self._reached(Step.ANNOUNCED)
         return await self._clean(claim, extent, outcome)
 
     async def _recent_enough(self, extent: Extent, due: Due | None) -> Outcome | None:
-        """The newest snapshot if no new one is due, and nothing if there is none; None if one is."""
+        """The newest snapshot, if there is any, where no new one is due; None where one is."""
         usable = [ref for ref in await self._store.refs() if unusable(ref, extent) is None]
         for ref in reversed(usable):
             if _is_due(due, extent, ref.seq):
                 return None
             try:
                 snapshot = await read_snapshot(self._log, self._store, ref, extent)
-                run_through(checking(snapshot))
+                check_body(snapshot)
             except (BadSnapshot, SnapshotGone):
                 continue
             return Outcome(taken=False, name=ref.name, seq=ref.seq, digest=snapshot.header.digest)
@@ -262,10 +264,7 @@ class SnapshotTaker:
     async def _clean(self, claim: Claim, extent: Extent, outcome: Outcome) -> Outcome:
         """Delete what is beyond the snapshots kept, then trim the log to the oldest of those."""
         claim.check()
-        now = await self._log.extent()
-        if now.identity != extent.identity or now.last_seq < outcome.seq:
-            # Made anew, or cut short, while we worked: what we know is of another log.
-            return outcome
+        now = await self._check_same_log(extent, outcome.seq)
         kept, dropped = sort_out(await self._store.refs(), now, self._kept)
         for ref in dropped:
             await self._store.delete(ref.name)
@@ -273,9 +272,18 @@ class SnapshotTaker:
         before_seq = trim_before(kept)
         if before_seq > now.first_seq and outcome.name in {ref.name for ref in kept}:
             claim.check()
+            await self._check_same_log(extent, outcome.seq)
             await self._log.trim(before_seq)
         self._reached(Step.TRIMMED)
         return replace(outcome, deleted=len(dropped), first_seq=max(now.first_seq, before_seq))
+
+    async def _check_same_log(self, extent: Extent, seq: int) -> Extent:
+        """The log's extent now. LogGap if it was made anew, or cut short, while we worked: what we
+        know then is of another log."""
+        now = await self._log.extent()
+        if now.identity != extent.identity or now.last_seq < seq:
+            raise LogGap(seq + 1, now.last_seq + 1)
+        return now
 
 
 def _is_due(due: Due | None, extent: Extent, newest_seq: int) -> bool:

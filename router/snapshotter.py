@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-from eventstore.claims import CLAIM_TTL_S, ClaimTaken
+from eventstore.claims import SNAPSHOT_CLAIM, ClaimTaken
 from eventstore.claims_nats import NatsClaims
 from eventstore.connect import DEFAULT_URL, Nats
 from eventstore.errors import EventStoreError
@@ -32,8 +32,6 @@ from eventstore.subjects import hex_id
 from router.settings import SnapshotterSettings
 from router.snapshot_steps import Outcome, SnapshotTaker, due_of
 
-CLAIM = "snapshot"
-"""The key of the claim."""
 NICE = 10
 """Serving goes first where processors are scarce."""
 RUN_MAX_S = 3600.0
@@ -120,10 +118,10 @@ async def _run(settings: SnapshotterSettings) -> Outcome:
                 log,
                 namespace,
                 NatsSnapshots(connection, namespace, replicas=replicas),
-                NatsClaims(connection, namespace, CLAIM, ttl_s=CLAIM_TTL_S, replicas=replicas),
+                NatsClaims(connection, namespace, SNAPSHOT_CLAIM, replicas=replicas),
                 kept=settings.router_snapshots_kept,
                 version=VERSION,
-                offload=_in_thread,
+                offload=in_thread,
             )
             return await taker.run(holder_name(), due=due_of(settings))
         finally:
@@ -132,7 +130,7 @@ async def _run(settings: SnapshotterSettings) -> Outcome:
         await connection.close()
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work)
 
 
@@ -154,12 +152,15 @@ async def take_in_process(settings: ProcessSettings) -> Outcome:
     settings: the caller's own; those that the process has too are handed on. Cancelled, it ends the
     process. Raises ClaimTaken, SnapshotFailed.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "router.snapshotter", "--parent-pid", str(os.getpid())),
-        env=environment_for(settings, os.environ),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "router.snapshotter", "--parent-pid", str(os.getpid())),
+            env=environment_for(settings, os.environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise SnapshotFailed(f"no process could be started: {error}") from error
     try:
         async with asyncio.timeout(RUN_MAX_S):
             line, _ = await process.communicate()
@@ -172,7 +173,7 @@ async def take_in_process(settings: ProcessSettings) -> Outcome:
     except msgspec.MsgspecError as error:
         raise SnapshotFailed(f"the process ended with status {process.returncode}") from error
     if told.held_by:
-        raise ClaimTaken(CLAIM, told.held_by)
+        raise ClaimTaken(SNAPSHOT_CLAIM, told.held_by)
     if told.outcome is None:
         raise SnapshotFailed(told.why)
     return told.outcome

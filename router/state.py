@@ -76,6 +76,12 @@ class RouterState:
         self.workers_version = 0
         """Counts changes of the set of workers. Not part of the state proper."""
 
+    @property
+    def follow_from(self) -> int:
+        """Where to go on reading the log: at the last record itself, so that `apply` can tell
+        whether the log still has it."""
+        return self.cursor if self.time_ns else self.cursor + 1
+
     def ranks_of(self, worker_id: int) -> list[WorkerRank]:
         """The worker's ranks, ascending; empty if it is not registered."""
         worker = self.workers.get(worker_id)

@@ -96,6 +96,7 @@ class NatsLeases(Generic[T]):
             hold_s=self._lease_ttl_s,
             replicas=self._replicas,
         )
+        began_at = time.monotonic()
         self._watches.add(watch)
         watch.task.add_done_callback(lambda _: self._watches.discard(watch))
         try:
@@ -103,7 +104,8 @@ class NatsLeases(Generic[T]):
                 await watch.synced.wait()
         except TimeoutError as error:
             await watch.close()
-            raise DiscoveryError(f"no picture of {self._bucket} within {ANSWER_S:.0f} s") from error
+            what = f"no picture of {self._bucket} within {ANSWER_S:.0f} s"
+            raise DiscoveryError(str(self._nats.denied(what, began_at) or what)) from error
         return watch
 
     async def close(self) -> None:

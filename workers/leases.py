@@ -17,7 +17,7 @@ from nats.js import JetStreamContext, api
 
 from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
-from eventstore.replicas import hold_replicas, replicas_of_new
+from eventstore.replicas import answered, hold_replicas, replicas_of_new
 from eventstore.subjects import hex_id
 from eventstore.tasks import end
 from workers.card import Listed
@@ -77,16 +77,15 @@ async def open_bucket(connection: Nats, bucket: str, replicas: int | None) -> No
     """Make the bucket if it is not there; one with another configuration is taken as it is, but for
     `replicas` (see `eventstore.replicas`).
     """
+    config = api.KeyValueConfig(
+        bucket=bucket,
+        history=1,  # with more, a TTL below the marker's would be raised to it
+        limit_marker_ttl=MARKER_TTL_S,
+        storage=api.StorageType.FILE,
+        replicas=replicas_of_new(connection, replicas),
+    )
     try:
-        await connection.jetstream.create_key_value(
-            api.KeyValueConfig(
-                bucket=bucket,
-                history=1,  # with more, a TTL below the marker's would be raised to it
-                limit_marker_ttl=MARKER_TTL_S,
-                storage=api.StorageType.FILE,
-                replicas=replicas_of_new(connection, replicas),
-            )
-        )
+        await answered(lambda: connection.jetstream.create_key_value(config))
     except nats.js.errors.APIError as error:
         if error.err_code != _CONFIG_DIFFERS:
             raise

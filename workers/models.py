@@ -19,7 +19,7 @@ from nats.js.object_store import ObjectStore
 
 from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
-from eventstore.replicas import hold_replicas, replicas_of_new
+from eventstore.replicas import answered, hold_replicas, replicas_of_new
 from eventstore.subjects import check_namespace
 from workers.errors import BadModelFile
 
@@ -52,9 +52,7 @@ def read_model(path: Path) -> dict[str, bytes]:
 class ModelStore:
     """The object store of one namespace's models. Does not own the connection."""
 
-    def __init__(
-        self, connection: Nats, namespace: str, *, replicas: int | None = None
-    ) -> None:
+    def __init__(self, connection: Nats, namespace: str, *, replicas: int | None = None) -> None:
         """replicas: see `eventstore.replicas`."""
         self._nats = connection
         self._replicas = replicas
@@ -83,7 +81,7 @@ class ModelStore:
         replicas = replicas_of_new(self._nats, self._replicas)
         config = api.ObjectStoreConfig(replicas=replicas)
         try:
-            store = await self._js.create_object_store(self._bucket, config)
+            store = await answered(lambda: self._js.create_object_store(self._bucket, config))
         except nats.js.errors.APIError as error:
             if error.err_code != _CONFIG_DIFFERS:
                 raise
@@ -142,7 +140,7 @@ async def _put(store: ObjectStore, content: bytes) -> str:
     name = digest.hexdigest()
     stored = "SHA-256=" + base64.urlsafe_b64encode(digest.digest()).decode()
     try:
-        info = await store.get_info(name)
+        info = await answered(lambda: store.get_info(name))
         present = info.digest == stored
     except nats.js.errors.NotFoundError:
         present = False

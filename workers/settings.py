@@ -54,15 +54,16 @@ class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
         ),
     ] = None
     lease_ttl_secs: Annotated[
-        int,
+        int | None,
         Option(
             "RECKON_LEASE_TTL_SECS",
             "How long a worker that vanished without a word stays listed.",
             unit="seconds",
+            unset="5, and 15 where the NATS server is one of a cluster",
             ge=1,
             le=3600,
         ),
-    ] = 5
+    ] = None
     drain_secs: Annotated[
         float,
         Option(
