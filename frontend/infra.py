@@ -60,6 +60,7 @@ async def health(request: web.Request) -> web.Response:
                 for worker_id, why in sorted(service.models.refused().items())
             ],
             "replica": replica,
+            "snapshot_trouble": None if service.snapshots is None else service.snapshots.trouble,
             "anomalies": service.replica.state.anomalies,
             "log": {
                 "cursor": replica.cursor,

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from eventstore.control import record_reset
 from eventstore.log import EventLog
 from eventstore.publisher import Publisher
 from eventstore.subjects import hex_id, request_producer
+from eventstore.tasks import end
 from frontend.app import make_app
 from frontend.caretaker import Caretaker
 from frontend.errors import ShuttingDown
@@ -39,7 +41,6 @@ from router.snapshot_trigger import Snapshots, SnapshotTrigger
 from workers.card import FrontendInstance, Instance
 from workers.clients import WorkerClients
 from workers.discovery import Discovery, Ending, Leases
-from eventstore.tasks import end
 
 EPOCH = 1
 """A frontend's id is drawn afresh at every start, so its producer has one epoch."""
@@ -152,6 +153,7 @@ class FrontendProcess:
             now_s=time.time,
             draining=asyncio.Event(),
             live=set(),
+            snapshots=self.snapshots,
         )
         removals = Removals(self._log, self._namespace)
         presence = Presence(frontends, self._log, self._namespace, self.frontend_id)
@@ -181,6 +183,10 @@ class FrontendProcess:
         )
         await runner.setup()
         try:
+            if self._settings.router_reset_states:
+                # Before the replica asks for the head, so that it is ready only behind it.
+                reason = "--router-reset-states"
+                await record_reset(self._log, self._namespace, reason, self.frontend_id)
             address = await self._listen(runner)
             async with asyncio.TaskGroup() as tasks, self.publisher:
                 running = [

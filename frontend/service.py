@@ -13,6 +13,7 @@ from frontend.served import ServedModels
 from router.metrics import RouterMetrics
 from router.replica import Replica
 from router.router import Router
+from router.snapshot_trigger import SnapshotTrigger
 from workers.clients import WorkerClients
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Service(Struct, kw_only=True):
     draining: asyncio.Event
     live: set["Generation"]
     """Started and not ended."""
+    snapshots: SnapshotTrigger | None
+    """None: this frontend has none taken."""
 
 
 SERVICE = web.AppKey("service", Service)

@@ -144,9 +144,10 @@ class FrontendSettings(SnapshotSettings, frozen=True, kw_only=True):
     ] = 1_000_000
     router_reset_states: Annotated[
         bool,
-        Later(
+        Option(
             "DYN_ROUTER_RESET_STATES",
-            "Empty the state of the router at the start. Every replica empties its own too.",
+            "Empty the router's state at the start. It is an event in the log, so every replica "
+            "empties its own at the same place; caches and running requests are told anew.",
         ),
     ] = False
     router_track_active_blocks: Annotated[

@@ -96,6 +96,26 @@ async def test_a_reset_empties_every_replica_and_harms_nobody(
         assert len(digests) == 1
 
 
+async def test_a_frontend_that_resets_at_its_start_does_so_for_all(
+    nats_url: str, namespace: str
+) -> None:
+    """--router-reset-states: one event, and everybody is back to the truth behind it."""
+    async with deployment(nats_url, namespace) as here:
+        await here.add_worker()
+        first = await here.add_frontend()
+        await here.until_serving(1)
+        async with aiohttp.ClientSession() as session:
+            await stream(session, first.url, "word " * 300, 4)
+            await eventually(lambda: here.observer.state.tree.pair_count > 0)
+            second = await here.add_frontend("--router-reset-states")
+            await eventually(lambda: here.observer.applied[events.StateReset] == 1)
+            await here.until_quiet()
+            assert here.observer.state.tree.pair_count > 0
+            for frontend in (first, second):
+                assert (await stream(session, frontend.url, "word " * 300, 4))[0] == 200
+        await here.until_quiet()
+
+
 async def test_bookings_are_back_to_zero_after_aborts_and_kills(
     nats_url: str, namespace: str
 ) -> None:

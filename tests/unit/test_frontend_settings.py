@@ -67,7 +67,8 @@ PAGE = """
 AVAILABLE = """
 http_host http_port http_body_limit_mb http_graceful_shutdown_timeout_secs router_mode
 router_kv_overlap_score_weight router_temperature router_replica_sync
-router_snapshot_threshold router_snapshots_kept router_snapshot_bytes namespace discovery_backend
+router_reset_states router_snapshot_threshold router_snapshots_kept router_snapshot_bytes namespace
+discovery_backend
 request_plane event_plane metrics_prefix nats_url nats_wait_secs log_replicas nats_server_binary
 data_dir log_levels logging_jsonl log_use_local_tz nats_user nats_password nats_password_file
 nats_token nats_nkey nats_credentials_file nats_tls_ca nats_tls_cert nats_tls_key nats_inbox_prefix
