@@ -61,7 +61,8 @@ class Publisher:
     ) -> None:
         """producer: the subject behind the namespace. epoch: its incarnation, 0 or more.
 
-        events_max: bound of what is published and not yet acknowledged; beyond it `publish` raises.
+        events_max: bound of what waits to be sent; beyond it `publish` raises. The one batch in
+        flight comes on top, so that after `start_epoch` there is always room for events_max.
         retry_s: first and longest pause between two attempts; jitter: uniform in [0, 1).
         check_s: see CHECK_S.
         on_log_rewound: called when an acknowledgement, or a look after `check_s` without any, shows
@@ -136,7 +137,7 @@ class Publisher:
         if self._closed:
             raise LogUnavailable(f"the publisher of {self.producer} is closed")
         waiting = self._waiting
-        if len(waiting) + self._in_flight >= self.events_max:
+        if len(waiting) >= self.events_max:
             raise BufferFull(self.producer, self.events_max)
         data = codec.encoded_event(event)
         size = len(data)

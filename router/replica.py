@@ -2,8 +2,8 @@
 
 Recovery, restart and normal running are one path: load the newest usable snapshot, read on from its
 position, apply, go on for ever. A following that breaks is taken up again after the last applied
-record. One that shows missing records, or another log, makes the replica begin again; until that has
-caught up, decisions are made from what it believed before.
+record. One that shows missing records, or another log, makes the replica begin again; until that
+has caught up, decisions are made from what it believed before.
 """
 
 import asyncio

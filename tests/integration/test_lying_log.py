@@ -59,9 +59,7 @@ async def until_agreed(here: Deployment, blocks_min: int = 1) -> None:
         known = len(state.workers) == 2 and not state.unbased and not state.requests
         return len(seen) == 1 and known and state.tree.pair_count >= blocks_min
 
-    async with asyncio.timeout(HEALED_S):
-        while not await agreed():
-            await asyncio.sleep(0.2)
+    await eventually(agreed, HEALED_S)
     here.observer.state.check()
 
 
@@ -155,9 +153,7 @@ async def test_serving_goes_on_without_nats_and_every_fact_is_written_once_it_is
         async def degraded() -> bool:
             return all([(await here.health(f))["status"] == "degraded" for f in here.frontends])
 
-        async with asyncio.timeout(HEALED_S):
-            while not await degraded():
-                await asyncio.sleep(0.1)
+        await eventually(degraded, HEALED_S)
         for _ in range(5):
             await ask(here, "without the log " * 100)
         buffered = (await here.health(here.frontends[0]))["log"]

@@ -82,13 +82,28 @@ async def test_a_full_buffer_refuses_and_recovers(log: GatedLog, publisher: Publ
     with pytest.raises(BufferFull):
         publisher.publish(grown(5))
     await eventually(lambda: len(log.attempts) == 1)
-    with pytest.raises(BufferFull):  # what is in flight counts
-        publisher.publish(grown(5))
+    for osl in range(5, 10):  # what is in flight is bounded by its bytes, and comes on top
+        publisher.publish(grown(osl))
+    with pytest.raises(BufferFull):
+        publisher.publish(grown(10))
     log.gate.set()
     await publisher.flush()
-    publisher.publish(grown(5))
+    publisher.publish(grown(10))
     await publisher.flush()
-    assert [e for b in await log.batches() for e in b.events] == [grown(n) for n in range(6)]
+    assert [e for b in await log.batches() for e in b.events] == [grown(n) for n in range(11)]
+
+
+async def test_a_new_epoch_always_has_the_whole_buffer(log: GatedLog, publisher: Publisher) -> None:
+    log.gate.clear()
+    for osl in range(5):
+        publisher.publish(grown(osl))
+    await eventually(lambda: len(log.attempts) == 1)
+    for epoch in (4, 5):
+        publisher.start_epoch(epoch)
+        for osl in range(5):
+            publisher.publish(grown(osl))
+    log.gate.set()
+    await publisher.flush()
 
 
 async def test_an_event_is_what_it_was_when_it_was_published(
