@@ -11,13 +11,16 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Generic
 
 import msgspec
+from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.js import api
 
 from eventstore.connect import Nats
+from eventstore.errors import LogUnavailable
 from eventstore.subjects import check_namespace, hex_id
 from eventstore.tasks import end
 from workers.card import FrontendInstance, Instance
@@ -40,6 +43,18 @@ from workers.leases import (
 RESYNC_S = 30.0
 
 _logger = logging.getLogger(__name__)
+
+
+class _Leadership(Struct, frozen=True):
+    leader: str = ""
+    leader_since: datetime | None = None
+
+
+class _Led(Struct, frozen=True):
+    """What JetStream says of a bucket's leader, and when by its own clock."""
+
+    ts: datetime
+    cluster: _Leadership = _Leadership()
 
 
 class NatsLeases(Generic[T]):
@@ -129,7 +144,7 @@ class _NatsWatch(Generic[T]):
         hold_s: float,
         replicas: int | None,
     ) -> None:
-        """hold_s: for how long after a reconnect an expired lease may come back unnoticed."""
+        """hold_s: for how long after an outage an expired lease may come back unnoticed."""
         self._nats = connection
         self._js = connection.jetstream
         self._bucket = bucket
@@ -149,6 +164,7 @@ class _NatsWatch(Generic[T]):
         self._reconnected = asyncio.Event()
         self._hold_until_s = 0.0
         self._held: dict[str, asyncio.TimerHandle] = {}
+        self._asking: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         """Set while the picture is complete."""
         connection.on_connected.add(self._on_reconnect)
@@ -161,6 +177,8 @@ class _NatsWatch(Generic[T]):
     async def close(self) -> None:
         self._nats.on_connected.discard(self._on_reconnect)
         await end(self.task)
+        if self._asking is not None:
+            await end(self._asking)
         for timer in self._held.values():
             timer.cancel()
         self._held.clear()
@@ -254,6 +272,8 @@ class _NatsWatch(Generic[T]):
         self._damaged.discard(key)
         if key not in self._instances:
             return
+        if ending is Ending.EXPIRED and self._nats.clustered and not self._is_asking():
+            self._asking = asyncio.create_task(self._ask_for_leader(), name=f"ask {self._bucket}")
         if ending is Ending.EXPIRED and self._is_holding():
             if key not in self._held:
                 self._hold(key)
@@ -265,12 +285,31 @@ class _NatsWatch(Generic[T]):
         del self._values[key]
         self._on_delete(self._instances.pop(key), ending)
 
-    # After an outage of the server all leases may have ended at once, without a worker being dead.
-    # For the time in which live workers notice and register anew, expiry is not believed.
+    # After an outage of the server, or after a time in which no server of a cluster led the bucket,
+    # all leases may have ended at once, without a worker being dead. For the time in which live
+    # workers notice and register anew, expiry is not believed.
 
     def _is_holding(self) -> bool:
         now_s = asyncio.get_running_loop().time()
-        return now_s < self._hold_until_s or not self._nats.connected
+        return now_s < self._hold_until_s or not self._nats.connected or self._is_asking()
+
+    def _is_asking(self) -> bool:
+        return self._asking is not None and not self._asking.done()
+
+    async def _ask_for_leader(self) -> None:
+        """Hold for as long as the bucket's leader is new, or there is none."""
+        while True:
+            try:
+                led = await self._nats.api(f"STREAM.INFO.KV_{self._bucket}", None, _Led, RETRY_S)
+            except LogUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            since = led.cluster.leader_since
+            if since is not None:
+                left_s = self._hold_s - (led.ts - since).total_seconds()
+                until_s = asyncio.get_running_loop().time() + left_s
+                self._hold_until_s = max(self._hold_until_s, until_s)
+            return
 
     def _hold(self, key: str) -> None:
         loop = asyncio.get_running_loop()

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -32,10 +33,18 @@ def free_ports(count: int) -> list[int]:
 class NatsNode:
     """A nats-server process. `start` and `kill` it as often as needed; `stop` ends it for good."""
 
-    def __init__(self, directory: Path, port: int, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        arguments: Sequence[str],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """env: beside this process's own."""
         self.directory = directory
         self.port = port
         self._arguments = arguments
+        self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -88,7 +97,7 @@ class NatsNode:
     def _spawn(self) -> None:
         with (self.directory / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [find_server(), *self._arguments], stdout=log, stderr=log
+                [find_server(), *self._arguments], stdout=log, stderr=log, env=self._env
             )
 
     def _listens(self) -> bool:

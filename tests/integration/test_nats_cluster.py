@@ -16,10 +16,12 @@ from msgspec import Struct
 
 from eventstore import codec, events
 from eventstore.connect import Nats
+from eventstore.errors import LogUnavailable
 from eventstore.events import BlockStored
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import Record
 from eventstore.publisher import Publisher
+from eventstore.replicas import MoreReplicas, TooFewServers
 from eventstore.subjects import kv_producer, stream_name
 from tests.integration.nats_nodes import NatsCluster
 from tests.integration.processes import Deployment, deployment, stream
@@ -37,6 +39,15 @@ pytestmark = pytest.mark.timeout(120)
 async def cluster(tmp_path: Path) -> AsyncIterator[NatsCluster]:
     async with NatsCluster(tmp_path / "nats") as cluster:
         yield cluster
+
+
+@pytest.fixture
+async def clients(cluster: NatsCluster) -> AsyncIterator[list[Nats]]:
+    """Three connections, as of three processes."""
+    made = [await Nats.connect(cluster.urls, name=f"test {n}", wait_s=WITHIN_S) for n in range(3)]
+    yield made
+    for each in made:
+        await each.close()
 
 
 class Config(Struct, frozen=True):
@@ -59,15 +70,11 @@ class Follower:
             self.facts += event.sequence_hashes
 
 
-async def connect(cluster: NatsCluster, name: str) -> Nats:
-    return await Nats.connect(cluster.urls, name=name, wait_s=WITHIN_S)
-
-
-async def test_the_leader_dies_under_traffic(cluster: NatsCluster) -> None:
+async def test_the_leader_dies_under_traffic(cluster: NatsCluster, clients: list[Nats]) -> None:
     """Every acknowledged fact is there once, in order, and two followers saw the same."""
-    nats = [await connect(cluster, f"test {n}") for n in range(3)]
-    logs = [await JetStreamLog.open(each, "ns", wait_s=WITHIN_S) for each in nats]
-    assert await copies(nats[0], "RECKON_ns") == 3, "the default in a cluster"
+    nats = clients[0]
+    logs = [await JetStreamLog.open(each, "ns", wait_s=WITHIN_S) for each in clients]
+    assert await copies(nats, "RECKON_ns") == 3, "the default in a cluster"
     followers = [Follower(), Follower()]
     followings = [
         await log.follow(1, follower.handle)
@@ -89,23 +96,22 @@ async def test_the_leader_dies_under_traffic(cluster: NatsCluster) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publish_until(done))
             await eventually(lambda: publisher.appended_events > 500, WITHIN_S)
-            victim = await cluster.leader(nats[0], stream_name("ns"))
+            victim = await cluster.leader(nats, stream_name("ns"))
             cluster.nodes[victim].kill()
             then = publisher.appended_events
             await eventually(lambda: publisher.appended_events > then + 2000, WITHIN_S)
-            assert await cluster.leader(nats[0], stream_name("ns")) != victim
+            assert await cluster.leader(nats, stream_name("ns")) != victim
             done.set()
         await publisher.flush(WITHIN_S)
+    await eventually(lambda: all(len(f.facts) >= published for f in followers), WITHIN_S)
     for follower in followers:
-        await eventually(lambda follower=follower: len(follower.facts) >= published, WITHIN_S)
         assert follower.facts == list(range(published))
         assert follower.seqs == sorted(set(follower.seqs))
     assert followers[0].seqs == followers[1].seqs
     for following in followings:
         await following.close()
-    for log, each in zip(logs, nats, strict=True):
+    for log in logs:
         await log.close()
-        await each.close()
 
 
 class Traffic:
@@ -146,14 +152,24 @@ async def buffered(made: Deployment) -> list[int]:
     return [health["log"]["buffered_events"] for health in healths]  # type: ignore[index]
 
 
+async def read_all(made: Deployment) -> list[events.AnyEvent]:
+    """The whole log. The cluster may still elect who makes consumers."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                return await made.recorded()
+            except LogUnavailable:
+                await asyncio.sleep(0.2)
+
+
 async def test_serving_goes_on_without_one_node_and_without_two(
-    cluster: NatsCluster, namespace: str
+    cluster: NatsCluster, clients: list[Nats], namespace: str
 ) -> None:
     """Real frontends and workers. With two nodes gone nothing can be written, and facts wait."""
-    nats = await connect(cluster, "test")
     async with deployment(",".join(cluster.urls), namespace) as made:
         for _ in range(2):
-            await made.add_worker("--speedup-ratio", "20", "--lease-ttl-secs", "60")
+            # Shorter than the cluster is away: all of them end, though nobody is dead.
+            await made.add_worker("--speedup-ratio", "20", "--lease-ttl-secs", "2")
             await made.add_frontend()
         await made.until_serving(2)
         observer = made.observer
@@ -162,11 +178,11 @@ async def test_serving_goes_on_without_one_node_and_without_two(
             return min(await buffered(made)) > 0
 
         async def nothing_waits() -> bool:
-            return max(await buffered(made)) < 10
+            return max(await buffered(made)) == 0
 
         async with Traffic(made) as traffic:
             await traffic.answered(20)
-            first = await cluster.leader(nats, f"KV_reckon_{namespace}_instances")
+            first = await cluster.leader(clients[0], f"KV_reckon_{namespace}_instances")
             cluster.nodes[first].kill()
             await traffic.answered(20)
             cursor = observer.state.cursor
@@ -181,22 +197,20 @@ async def test_serving_goes_on_without_one_node_and_without_two(
 
             await asyncio.gather(cluster.nodes[first].start(), cluster.nodes[second].start())
             await eventually(lambda: observer.state.cursor > cursor + 100, WITHIN_S)
-            await eventually(nothing_waits, WITHIN_S)
             await traffic.answered(20)
+        await eventually(nothing_waits, WITHIN_S)
         await made.until_quiet()
-        recorded = Counter(type(event) for event in await made.recorded())
+        recorded = Counter(type(event) for event in await read_all(made))
         assert traffic.statuses == {200: recorded[events.RequestCompleted]}
-        assert recorded[events.WorkerRegistered] == 2
-        assert not recorded[events.WorkerRemoved]
-    await nats.close()
+        assert not recorded[events.RequestFailed]
 
 
 async def copies(nats: Nats, stream: str) -> object:
     return (await nats.api(f"STREAM.INFO.{stream}", None, Config)).config["num_replicas"]
 
 
-async def test_copies_are_raised_and_never_lowered(cluster: NatsCluster) -> None:
-    nats = await connect(cluster, "test")
+async def test_copies_are_raised_and_never_lowered(clients: list[Nats]) -> None:
+    nats = clients[0]
 
     async def open_all(replicas: int | None, wait_s: float = WITHIN_S) -> None:
         log = await JetStreamLog.open(nats, "ns", replicas=replicas, wait_s=wait_s)
@@ -222,7 +236,6 @@ async def test_copies_are_raised_and_never_lowered(cluster: NatsCluster) -> None
         await open_all(5, wait_s=0.5)
     assert "--log-replicas" in too_few.value.try_this
     assert await all_copies() == [3, 3, 3]
-    await nats.close()
 
 
 async def test_a_server_alone_keeps_one_copy(nats: Nats, namespace: str) -> None:

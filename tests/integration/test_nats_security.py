@@ -25,6 +25,7 @@ from eventstore.jetstream import JetStreamLog
 from eventstore.process_settings import ProcessSettings
 from eventstore.settings import help_text, parse
 from frontend.settings import FrontendSettings
+from reckon.plan import environment
 from tests.integration.nats_nodes import NatsNode
 from tests.waiting import eventually
 from workers import discovery_nats
@@ -361,6 +362,15 @@ def test_settings_show_no_secret() -> None:
     assert SECRET not in repr(settings) + repr(settings.access()) + help_text(FrontendSettings)
 
 
+def test_the_nats_of_up_is_told_nothing_that_is_for_another() -> None:
+    assert environment({**ENV, "RECKON_NATS_TLS_CA": "/ca.pem", "DYN_X": "1"}).keys() == {
+        "RECKON_NATS_WAIT_SECS",
+        "DYN_X",
+        "PYTHONPATH",
+        "PYTHONUNBUFFERED",
+    }
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 
@@ -396,7 +406,7 @@ class Operator:
         }
 
     def credentials(self) -> str:
-        unlimited = {"subs": -1, "data": -1, "payload": -1}
+        unlimited: dict[str, object] = dict.fromkeys(("subs", "data", "payload"), -1)
         user = self._jwt(self._user, self._account_seed, "user", unlimited)
         return (
             f"-----BEGIN NATS USER JWT-----\n{user}\n------END NATS USER JWT------\n\n"
