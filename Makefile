@@ -10,7 +10,7 @@ BENCHES := $(sort $(wildcard benchmarks/bench_*.py))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench oracle docs clean
+.PHONY: help run test check sim bench oracle docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -27,6 +27,9 @@ check: $(VENV)/installed ## format, lint, types, unit and property tests, genera
 	$(PY) -m mypy
 	$(PYTEST) tests/unit tests/property
 	$(PY) docs/generate.py --check
+
+sim: $(VENV)/installed ## simulated deployments under faults; more: make sim ARGS="--seeds 1000"
+	$(PY) -m simulations cluster $(if $(ARGS),$(ARGS),1 --seeds 100)
 
 # A script that needs arguments says so with the exit status of misuse, and is left out.
 bench: $(VENV)/installed ## run benchmarks/bench_*.py, one by one, into benchmarks/results

@@ -313,11 +313,20 @@ async def read_snapshot(
     header = snapshot.header
     if (header.identity, header.seq) != (extent.identity, ref.seq):
         raise BadSnapshot(ref.name, "is not of the log and the record that its name says")
-    # A log that lost its tail goes on with other records under the same numbers.
-    async for record in log.read(ref.seq, ref.seq):
-        if record.time_ns != header.time_ns:
-            raise BadSnapshot(ref.name, "is of records that the log has lost since")
+    if await is_of_lost_records(log, header):
+        raise BadSnapshot(ref.name, "is of records that the log has lost since")
     return snapshot
+
+
+async def is_of_lost_records(log: EventLog, header: SnapshotHeader) -> bool:
+    """Whether the log has another record now where the snapshot ends.
+
+    A log that lost its tail goes on with other records under the same numbers. Raises
+    LogUnavailable.
+    """
+    return any(
+        [record.time_ns != header.time_ns async for record in log.read(header.seq, header.seq)]
+    )
 
 
 async def read_header(store: SnapshotStore, ref: SnapshotRef) -> SnapshotHeader:

@@ -28,8 +28,10 @@ from eventstore.snapshots import (
     SnapshotRef,
     SnapshotStore,
     check_body,
+    is_of_lost_records,
     life_of,
     name_of,
+    read_header,
     read_snapshot,
     sort_out,
     trim_before,
@@ -265,7 +267,10 @@ class SnapshotTaker:
         """Delete what is beyond the snapshots kept, then trim the log to the oldest of those."""
         claim.check()
         now = await self._check_same_log(extent, outcome.seq)
-        kept, dropped = sort_out(await self._store.refs(), now, self._kept)
+        refs = await self._store.refs()
+        lost = await self._of_lost_records(refs, now)
+        kept, dropped = sort_out([ref for ref in refs if ref not in lost], now, self._kept)
+        dropped += lost
         for ref in dropped:
             await self._store.delete(ref.name)
         self._reached(Step.DELETED)
@@ -276,6 +281,21 @@ class SnapshotTaker:
             await self._log.trim(before_seq)
         self._reached(Step.TRIMMED)
         return replace(outcome, deleted=len(dropped), first_seq=max(now.first_seq, before_seq))
+
+    async def _of_lost_records(self, refs: list[SnapshotRef], extent: Extent) -> list[SnapshotRef]:
+        """Those that no replica can start from, though their names fit: they must not be counted
+        among the kept ones. Our own may be one of them: the log may have lost its tail, and grown
+        again, while we worked."""
+        lost = []
+        for ref in refs:
+            if unusable(ref, extent) is None:
+                try:
+                    header = await read_header(self._store, ref)
+                except (BadSnapshot, SnapshotGone):
+                    continue
+                if await is_of_lost_records(self._log, header):
+                    lost.append(ref)
+        return lost
 
     async def _check_same_log(self, extent: Extent, seq: int) -> Extent:
         """The log's extent now. LogGap if it was made anew, or cut short, while we worked: what we

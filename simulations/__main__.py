@@ -1,4 +1,4 @@
-"""`python -m simulations send-trace …` and `python -m simulations generate-trace …`."""
+"""`python -m simulations send-trace …`, `… generate-trace …` and `… cluster …`."""
 
 import asyncio
 import os
@@ -17,6 +17,7 @@ from eventstore.settings import from_command_line
 from simulations.generate import generate_trace
 from simulations.prompts import PromptMaker, UnusableTokenizer, find_words
 from simulations.report import Outcome, table
+from simulations.seeds import cluster
 from simulations.send import Sender, SendError, find_model
 from simulations.settings import SHIPPED_MODEL, SendTraceSettings
 from simulations.trace import TraceError, TraceRequest, read_trace
@@ -34,6 +35,7 @@ def main() -> int:
     commands: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
         "send-trace": send_trace,
         "generate-trace": generate_trace,
+        "cluster": cluster,
     }
     name, *argv = sys.argv[1:] or [""]
     command = commands.get(name)

@@ -85,3 +85,39 @@ class SendTraceSettings(Settings, frozen=True, kw_only=True):
     json: Annotated[
         bool, Option("", "Print the report once more, as one JSON object, last.", group="Report")
     ] = False
+
+
+class ClusterSettings(Settings, frozen=True, kw_only=True):
+    """Simulate a whole deployment in virtual time, with faults, and check it.
+
+    The real replicas, publishers, snapshots, leases, request plane and mock workers run in one
+    process over a log in memory. What goes wrong, and when, follows from the seed: equal seeds and
+    sizes make equal runs. A failure names the check, the record and the command that repeats it.
+
+    Exit: 0 if all checks held; 1 if one did not; 2 for a wrong option; 130 after Ctrl-C.
+    """
+
+    program: ClassVar[str] = "python -m simulations cluster"
+
+    seed: Annotated[
+        int | None, Option("", "The run.", group="Seeds", positional=True, unset="a random one")
+    ] = None
+    seeds: Annotated[int, Option("", "Run so many seeds, from SEED on.", ge=1)] = 1
+    jobs: Annotated[
+        int | None, Option("", "Seeds that run at once.", ge=1, unset="as many as processors")
+    ] = None
+
+    replicas: Annotated[
+        int, Option("", "Frontends, each with a router replica.", group="Sizes", ge=1, le=100)
+    ] = 3
+    workers: Annotated[int, Option("", "Mock workers.", ge=1, le=100)] = 4
+    requests: Annotated[int, Option("", "Sent within the time.", ge=0)] = 2000
+    seconds: Annotated[
+        float, Option("", "Virtual time with traffic and faults.", gt=0, unit="seconds")
+    ] = 60.0
+
+    log_lines: Annotated[
+        bool,
+        Option("", "Show what the processes of a single seed log.", group="Report"),
+    ] = False
+    json: Annotated[bool, Option("", "Print what came out as one JSON object per seed.")] = False

@@ -37,7 +37,7 @@ class WorkerClients:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._listed: dict[int, WorkerClient] = {}
-        self._unreleased: set[WorkerClient] = set()
+        self._unreleased: dict[WorkerClient, None] = {}  # ordered, unlike a set
         self._deadlines: dict[WorkerClient, asyncio.TimerHandle] = {}
 
     def __iter__(self) -> Iterator[WorkerClient]:
@@ -74,7 +74,7 @@ class WorkerClients:
             _logger.error("worker left out worker=%016x why=%s", instance.worker_id, error)
             return
         self._listed[instance.worker_id] = client
-        self._unreleased.add(client)
+        self._unreleased[client] = None
         client.start().add_done_callback(lambda _: self._released(client))
 
     def remove(self, instance: Instance, ending: Ending) -> None:
@@ -104,7 +104,7 @@ class WorkerClients:
             )
 
     def _released(self, client: WorkerClient) -> None:
-        self._unreleased.discard(client)
+        self._unreleased.pop(client, None)
         deadline = self._deadlines.pop(client, None)
         if deadline is not None:
             deadline.cancel()

@@ -178,7 +178,7 @@ class WorkerServer:
         self._handler = handler
         self._server: asyncio.Server | None = None
         self._numbers = itertools.count(1)
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # ordered, unlike a set
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -219,11 +219,11 @@ class WorkerServer:
     def admit(self, connection: Connection) -> bool:
         """Count a new connection in; False if there are too many (it must close itself)."""
         admitted = len(self._connections) < CONNECTIONS_MAX
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._empty.clear()
         return admitted
 
     def forget(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
             self._empty.set()
