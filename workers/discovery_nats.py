@@ -272,7 +272,6 @@ class _NatsWatch(Generic[T]):
         self._damaged.discard(key)
         if key not in self._instances:
             return
-        _logger.warning("ZZ end %s %s", key, ending)
         if ending is Ending.EXPIRED and self._nats.clustered and not self._is_asking():
             self._asking = asyncio.create_task(self._ask_for_leader(), name=f"ask {self._bucket}")
         if ending is Ending.EXPIRED and self._is_holding():
@@ -282,7 +281,6 @@ class _NatsWatch(Generic[T]):
             self._drop(key, ending)
 
     def _drop(self, key: str, ending: Ending) -> None:
-        _logger.warning("ZZ drop %s %s until %s now %s asking %s clustered %s", key, ending, self._hold_until_s, asyncio.get_running_loop().time(), self._asking, self._nats.clustered)
         self._unhold(key)
         del self._values[key]
         self._on_delete(self._instances.pop(key), ending)
@@ -307,7 +305,6 @@ class _NatsWatch(Generic[T]):
                 await asyncio.sleep(RETRY_S)
                 continue
             since = led.cluster.leader_since
-            _logger.warning("ZZ led %s", led)
             if since is not None:
                 left_s = self._hold_s - (led.ts - since).total_seconds()
                 until_s = asyncio.get_running_loop().time() + left_s
