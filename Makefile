@@ -19,7 +19,10 @@ run: $(VENV)/installed ## a whole deployment here; options: make run ARGS="--wor
 	@exec $(VENV)/bin/reckon up $(ARGS)
 
 test: $(VENV)/installed ## all tests: unit, property, integration
-	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) $(ARGS)
+	@# Tests of real processes share two cores with whatever else runs there. What fails is run once
+	@# more by itself, in full view, and fails for good then.
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) $(ARGS) || \
+	  HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) --last-failed $(ARGS)
 
 check: $(VENV)/installed ## format, lint, types, unit and property tests, generated docs
 	$(PY) -m ruff format --check .
