@@ -23,6 +23,11 @@ class MendedClient(Client):
         """Whether the server is one of a cluster, by its own word."""
         return bool(self._server_info.get("cluster"))
 
+    @property
+    def server_id(self) -> str:
+        """Names one run of the server: another start of it has another id."""
+        return str(self._server_info.get("server_id", ""))
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # The library encrypts where the server requires it, and sends a password in clear text
         # where it does not, whatever TLS files it was given. This is called before it does either.

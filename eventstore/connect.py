@@ -198,6 +198,11 @@ class Nats:
         return self._client.clustered
 
     @property
+    def server_id(self) -> str:
+        """Names one run of the server that is connected, or was last."""
+        return self._client.server_id
+
+    @property
     def jetstream(self) -> JetStreamContext:
         return self._client.jetstream()
 

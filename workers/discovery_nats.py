@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Generic
 
 import msgspec
-from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.js import api
 
@@ -26,6 +25,7 @@ from eventstore.tasks import end
 from workers.card import FrontendInstance, Instance
 from workers.discovery import Ending, Lease, OnDelete, OnLost, OnPut, T, Watch
 from workers.errors import DiscoveryError
+from workers.grace import GracePeriod
 from workers.leases import (
     ANSWER_S,
     CLUSTER_LEASE_TTL_S,
@@ -43,18 +43,6 @@ from workers.leases import (
 RESYNC_S = 30.0
 
 _logger = logging.getLogger(__name__)
-
-
-class _Leadership(Struct, frozen=True):
-    leader: str = ""
-    leader_since: datetime | None = None
-
-
-class _Led(Struct, frozen=True):
-    """What JetStream says of a bucket's leader, and when by its own clock."""
-
-    ts: datetime
-    cluster: _Leadership = _Leadership()
 
 
 class NatsLeases(Generic[T]):
@@ -79,6 +67,8 @@ class NatsLeases(Generic[T]):
         default_s = CLUSTER_LEASE_TTL_S if connection.clustered else LEASE_TTL_S
         self._lease_ttl_s = lease_ttl_s or default_s
         self._replicas = replicas
+        # For as long as frontends, whose watches last the default, hold back that a lease expired.
+        self._grace = GracePeriod(connection, self._bucket, default_s)
         self._leases: set[RenewedLease] = set()
         self._watches: set[_NatsWatch[T]] = set()
 
@@ -89,14 +79,14 @@ class NatsLeases(Generic[T]):
         try:
             async with asyncio.timeout(ANSWER_S):
                 await open_bucket(self._nats, self._bucket, self._replicas)
-                revision = await cell.write(0, self._lease_ttl_s)
+                revision = await cell.claim(self._lease_ttl_s)
         except UNREACHABLE as error:
             what = f"cannot register in {self._bucket}"
             why = self._nats.denied(what, began_at) or f"{what}: {error!r}"
             raise DiscoveryError(str(why)) from error
         except LeaseTaken as error:
             raise DiscoveryError(f"cannot register {key}: {error}") from error
-        lease = RenewedLease(cell, revision, self._lease_ttl_s, on_lost)
+        lease = RenewedLease(cell, revision, self._lease_ttl_s, self._grace, on_lost)
         self._leases.add(lease)
         lease.task.add_done_callback(lambda _: self._leases.discard(lease))
         return lease
@@ -128,6 +118,7 @@ class NatsLeases(Generic[T]):
             await lease.stop()
         for watch in list(self._watches):
             await watch.close()
+        self._grace.close()
 
 
 class _NatsWatch(Generic[T]):
@@ -144,7 +135,8 @@ class _NatsWatch(Generic[T]):
         hold_s: float,
         replicas: int | None,
     ) -> None:
-        """hold_s: for how long after an outage an expired lease may come back unnoticed."""
+        """hold_s: for how long expiry is not believed, from the start of a grace period on, and
+        after an outage of the connection: the others may have been cut off as well."""
         self._nats = connection
         self._js = connection.jetstream
         self._bucket = bucket
@@ -153,6 +145,7 @@ class _NatsWatch(Generic[T]):
         self._decoder = msgspec.json.Decoder(kind)
         self._on_put = on_put
         self._on_delete = on_delete
+        self._grace = GracePeriod(connection, bucket, hold_s)
         self._hold_s = hold_s
         self._replicas = replicas
         self._instances: dict[str, T] = {}
@@ -162,9 +155,10 @@ class _NatsWatch(Generic[T]):
         """Keys that this round's listing has named so far; None once it is complete."""
         self._round = 0
         self._reconnected = asyncio.Event()
-        self._hold_until_s = 0.0
-        self._held: dict[str, asyncio.TimerHandle] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._reconnected_at_s = -math.inf
+        self._held: dict[str, None] = {}
+        """Keys of instances whose lease expired, which is not believed yet; oldest first."""
+        self._settling: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         """Set while the picture is complete."""
         connection.on_connected.add(self._on_reconnect)
@@ -177,11 +171,9 @@ class _NatsWatch(Generic[T]):
     async def close(self) -> None:
         self._nats.on_connected.discard(self._on_reconnect)
         await end(self.task)
-        if self._asking is not None:
-            await end(self._asking)
-        for timer in self._held.values():
-            timer.cancel()
-        self._held.clear()
+        if self._settling is not None:
+            await end(self._settling)
+        self._grace.close()
 
     async def _run(self) -> None:
         for number in itertools.count(1):
@@ -225,7 +217,7 @@ class _NatsWatch(Generic[T]):
             await subscription.unsubscribe()
 
     def _on_reconnect(self) -> None:
-        self._hold_until_s = asyncio.get_running_loop().time() + self._hold_s
+        self._reconnected_at_s = asyncio.get_running_loop().time()
         self._reconnected.set()
 
     def _take(self, message: Msg) -> None:
@@ -251,7 +243,7 @@ class _NatsWatch(Generic[T]):
         self.synced.set()
 
     def _put(self, key: str, value: bytes) -> None:
-        self._unhold(key)
+        self._held.pop(key, None)
         if self._values.get(key) == value:  # renewed
             return
         try:
@@ -272,59 +264,53 @@ class _NatsWatch(Generic[T]):
         self._damaged.discard(key)
         if key not in self._instances:
             return
-        if ending is Ending.EXPIRED and self._nats.clustered and not self._is_asking():
-            self._asking = asyncio.create_task(self._ask_for_leader(), name=f"ask {self._bucket}")
-        if ending is Ending.EXPIRED and self._is_holding():
-            if key not in self._held:
-                self._hold(key)
+        if ending is Ending.EXPIRED and not self._believes_at_once():
+            self._hold(key)
         else:
             self._drop(key, ending)
 
     def _drop(self, key: str, ending: Ending) -> None:
-        self._unhold(key)
+        self._held.pop(key, None)
         del self._values[key]
         self._on_delete(self._instances.pop(key), ending)
 
     # After an outage of the server, or after a time in which no server of a cluster led the bucket,
     # all leases may have ended at once, without a worker being dead. For the time in which live
-    # workers notice and register anew, expiry is not believed.
+    # workers notice and write their records again, expiry is not believed.
 
-    def _is_holding(self) -> bool:
-        now_s = asyncio.get_running_loop().time()
-        return now_s < self._hold_until_s or not self._nats.connected or self._is_asking()
+    def _believes_at_once(self) -> bool:
+        return self._grace.surely_over and self._cut_off_ago_s() >= self._hold_s
 
-    def _is_asking(self) -> bool:
-        return self._asking is not None and not self._asking.done()
-
-    async def _ask_for_leader(self) -> None:
-        """Hold for as long as the bucket's leader is new, or there is none."""
-        while True:
-            try:
-                led = await self._nats.api(f"STREAM.INFO.KV_{self._bucket}", None, _Led, RETRY_S)
-            except LogUnavailable:
-                await asyncio.sleep(RETRY_S)
-                continue
-            since = led.cluster.leader_since
-            if since is not None:
-                left_s = self._hold_s - (led.ts - since).total_seconds()
-                until_s = asyncio.get_running_loop().time() + left_s
-                self._hold_until_s = max(self._hold_until_s, until_s)
-            return
+    def _cut_off_ago_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._reconnected_at_s
 
     def _hold(self, key: str) -> None:
-        loop = asyncio.get_running_loop()
-        self._held[key] = loop.call_later(RETRY_S, self._settle, key)
+        self._held[key] = None
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle(), name=f"settle {self._bucket}")
 
-    def _settle(self, key: str) -> None:
-        if self._is_holding():
-            self._hold(key)
-        else:
-            self._drop(key, Ending.EXPIRED)
-
-    def _unhold(self, key: str) -> None:
-        timer = self._held.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+    async def _settle(self) -> None:
+        """Tell the ends that are held, those whose owners did not come back, once it is time."""
+        told = False
+        while self._held:
+            try:
+                left_s = max(await self._grace.left_s(), self._hold_s - self._cut_off_ago_s())
+            except LogUnavailable:
+                return  # the connection is closed: nothing is told any more
+            if left_s > 0:
+                if not told:
+                    told = True
+                    _logger.warning(
+                        "expired leases held back bucket=%s for_s=%.1f why=nobody could renew them",
+                        self._bucket,
+                        left_s,
+                    )
+                await asyncio.sleep(left_s)
+                continue  # who leads may have changed once more
+            if told:
+                _logger.warning("held leases end bucket=%s count=%d", self._bucket, len(self._held))
+            for key in tuple(self._held):
+                self._drop(key, Ending.EXPIRED)
 
 
 class NatsDiscovery(NatsLeases[Instance]):

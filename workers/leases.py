@@ -3,7 +3,8 @@
 A worker is the key `v1.instances.<component>.<id>`, a frontend `v1.frontends.http.<id>`; the value
 is its record as JSON, and its lease is the message's TTL. Renewing writes the same value again,
 with a new TTL, on the condition that the last revision is still this lease's own. The server puts a
-marker where a TTL has ended, so watchers hear of it; a clean end is a delete of our own.
+marker where a TTL has ended, so watchers hear of it; a clean end is a delete of our own. A lease
+that ended while nobody could renew it is written again (`workers.grace`).
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from eventstore.subjects import hex_id
 from eventstore.tasks import end
 from workers.card import Listed
 from workers.discovery import Ending, OnLost
+from workers.grace import GracePeriod
 
 LEASE_TTL_S = 5
 CLUSTER_LEASE_TTL_S = 15
@@ -30,6 +32,9 @@ leads the bucket, which then ends what is due. A lease that waited for its renew
 MARKER_TTL_S = 60
 """How long the server remembers that a lease ended; an absent key says the same."""
 RETRY_S = 0.25
+RENEWAL_S_MIN = 1.0
+"""How long one attempt to renew may take at least; a third of the TTL if that is more. A server
+that has lost its leader swallows what it is sent: it has to be sent again."""
 ANSWER_S = 5.0
 """How long a caller waits for the bucket before it gives up."""
 UNREACHABLE = (nats.errors.Error, LogUnavailable, OSError, TimeoutError)
@@ -47,6 +52,14 @@ _logger = logging.getLogger(__name__)
 
 class LeaseTaken(Exception):
     """The key does not hold this lease's value any more."""
+
+
+class LeaseExpired(LeaseTaken):
+    """It ended without a word. revision: of the marker in its place; 0: there is none."""
+
+    def __init__(self, why: str, revision: int) -> None:
+        super().__init__(why)
+        self.revision = revision
 
 
 def check_component(component: str) -> str:
@@ -110,6 +123,16 @@ class Cell:
         """
         return await self._replace(revision, self._value, {_TTL: str(ttl_s)})
 
+    async def claim(self, ttl_s: int) -> int:
+        """Write the value where there is none, or none any more; returns the revision.
+
+        Raises as `write` does.
+        """
+        try:
+            return await self.write(0, ttl_s)
+        except LeaseExpired as expired:  # an earlier lease under this key
+            return await self.write(expired.revision, ttl_s)
+
     async def delete(self, revision: int) -> None:
         """Put a delete marker, which itself goes away in time. Raises as `write` does."""
         await self._replace(revision, b"", {_OPERATION: "DEL", _TTL: str(MARKER_TTL_S)})
@@ -135,9 +158,12 @@ class Cell:
             # Not a direct get: only the stream's leader is certain to know the last message.
             message = await self._js.get_msg(self._stream, subject=self._subject)
         except nats.js.errors.NotFoundError:
-            raise LeaseTaken("its record is gone") from None
-        if ending_of(message.headers) is not None:
-            raise LeaseTaken("it expired")
+            raise LeaseExpired("its record is gone", 0) from None
+        ending = ending_of(message.headers)
+        if ending is Ending.EXPIRED:
+            raise LeaseExpired("it expired", message.seq or 0)
+        if ending is not None:
+            raise LeaseTaken("somebody else ended it")
         if message.data != self._value or message.seq is None:
             raise LeaseTaken("somebody else wrote its record")
         return int(message.seq)
@@ -146,10 +172,14 @@ class Cell:
 class RenewedLease:
     """Renews one cell until it is released, lost or stopped."""
 
-    def __init__(self, cell: Cell, revision: int, ttl_s: int, on_lost: OnLost) -> None:
+    def __init__(
+        self, cell: Cell, revision: int, ttl_s: int, grace: GracePeriod, on_lost: OnLost
+    ) -> None:
+        """grace: while it lasts, the lease survives its own expiry."""
         self._cell = cell
         self._revision = revision
         self._ttl_s = ttl_s
+        self._grace = grace
         self._on_lost = on_lost
         self._held = True
         self.task = asyncio.create_task(self._renew(), name=f"renew {cell.key}")
@@ -176,13 +206,14 @@ class RenewedLease:
 
         While it is away nobody's lease ends; whether this one did is found out afterwards.
         """
-        pause_s = self._ttl_s / 3
+        third_s = self._ttl_s / 3
+        pause_s = third_s
         while True:
             await asyncio.sleep(pause_s)
             try:
-                async with asyncio.timeout(self._ttl_s):
-                    self._revision = await self._cell.write(self._revision, self._ttl_s)
-                pause_s = self._ttl_s / 3
+                async with asyncio.timeout(max(RENEWAL_S_MIN, third_s)):
+                    self._revision = await self._write()
+                pause_s = third_s
             except UNREACHABLE as error:
                 # Also what a bucket without a leader answers; one that is gone for good is made
                 # again by the watches, and then the record is missing.
@@ -192,3 +223,18 @@ class RenewedLease:
                 self._held = False
                 self._on_lost(str(error))
                 return
+
+    async def _write(self) -> int:
+        """Renew the lease, or reclaim it; returns the new revision.
+
+        Whoever reclaims at the last moment may have been taken for dead already. Then it is listed
+        and the log says that it is gone, which frontends find and put right.
+        """
+        try:
+            return await self._cell.write(self._revision, self._ttl_s)
+        except LeaseExpired as expired:
+            if await self._grace.left_s() <= 0:
+                raise
+            revision = await self._cell.write(expired.revision, self._ttl_s)
+            _logger.warning("lease reclaimed key=%s why=nobody could renew it", self._cell.key)
+            return revision

@@ -23,9 +23,11 @@ from eventstore.log import Record
 from eventstore.publisher import Publisher
 from eventstore.replicas import MoreReplicas, TooFewServers
 from eventstore.subjects import kv_producer, stream_name
+from tests.integration.listing import Entry, Seen, closing, instance, unexpected
 from tests.integration.nats_nodes import NatsCluster
 from tests.integration.processes import Deployment, deployment, stream
 from tests.waiting import eventually
+from workers.discovery_nats import NatsDiscovery
 from workers.leases import open_bucket
 from workers.models import ModelStore
 
@@ -203,6 +205,7 @@ async def test_serving_goes_on_without_one_node_and_without_two(
         recorded = Counter(type(event) for event in await read_all(made))
         assert traffic.statuses == {200: recorded[events.RequestCompleted]}
         assert not recorded[events.RequestFailed]
+        assert not recorded[events.WorkerRemoved] + recorded[events.FrontendRemoved]
 
 
 async def copies(nats: Nats, stream: str) -> object:
@@ -244,3 +247,38 @@ async def test_a_server_alone_keeps_one_copy(nats: Nats, namespace: str) -> None
     log = await JetStreamLog.open(nats, namespace)
     assert await copies(nats, stream_name(namespace)) == 1
     await log.close()
+
+
+class SteppedDown(Struct, frozen=True):
+    success: bool
+
+
+async def test_a_new_leader_takes_nobody_for_dead_who_lives(
+    clients: list[Nats], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both leases end soon after the election, as if nobody could have renewed them: the live
+    worker takes its own back, under its id; that the other one is dead is believed later, once.
+    """
+    nats, seen = clients[0], Seen()
+    live, dead = (Entry(nats, "ns", instance(each)) for each in (1, 2))
+    log = await JetStreamLog.open(nats, "ns", wait_s=WITHIN_S)
+    await log.close()  # the cluster has elected who makes streams
+    async with (
+        closing(NatsDiscovery(nats, "ns")) as frontend,
+        closing(NatsDiscovery(clients[1], "ns", lease_ttl_s=21)) as worker,
+    ):
+        await frontend.watch(seen.put, seen.delete)
+        await worker.register(instance(1), unexpected)  # and renews it 7 s from now
+        await nats.api("STREAM.LEADER.STEPDOWN.KV_reckon_ns_instances", None, SteppedDown)
+        for each in (dead, live):
+            await each.write_once(ttl_s=1)
+        await eventually(dead.expired)
+        await eventually(live.expired)
+        assert seen.told == [("put", 1), ("put", 2)]
+        await eventually(lambda: "lease reclaimed" in caplog.text)
+        assert not await live.expired()
+        await eventually(lambda: len(seen.told) > 2, WITHIN_S)
+        await worker.register(instance(3), unexpected)
+        await eventually(lambda: len(seen.told) > 3, WITHIN_S)
+        assert seen.told == [("put", 1), ("put", 2), ("expired", 2), ("put", 3)]
+    assert caplog.text.count("expired leases held back") == 1
