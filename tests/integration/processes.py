@@ -2,23 +2,29 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
 from eventstore import codec, events
 from eventstore.connect import Nats
+from eventstore.errors import LogUnavailable
 from eventstore.jetstream import JetStreamLog
+from eventstore.log import Record
 from router.replica import Replica
+from tests.integration.log_audit import Answer, Ended, View, audit
 from tests.waiting import eventually
 
 START_S = 30.0
+ANSWER_S = 60.0
+"""Longer than any fault here lasts; who has no answer by then gets none."""
 MODEL = "reckon-mock"
 
 
@@ -28,8 +34,16 @@ class Child:
         self.ready = ready
 
     @property
+    def name(self) -> str:
+        return f"process {self.process.pid}"
+
+    @property
     def url(self) -> str:
         return self.ready.split()[1]
+
+    @property
+    def running(self) -> bool:
+        return self.process.returncode is None
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -90,7 +104,7 @@ class Deployment:
         """Every running frontend can choose that many workers."""
         async with aiohttp.ClientSession() as session, asyncio.timeout(START_S):
             for frontend in self.frontends:
-                while frontend.process.returncode is None:
+                while frontend.running:
                     async with session.get(frontend.url + "/health") as response:
                         if len((await response.json())["instances"]) == workers:
                             break
@@ -120,10 +134,52 @@ class Deployment:
 
     async def recorded(self) -> list[events.AnyEvent]:
         found: list[events.AnyEvent] = []
-        async for record in self.log.read(1):
+        for record in await self.records():
             batch = codec.decode(record.data).batch
             found += [] if batch is None else batch.events
         return found
+
+    async def records(self) -> list[Record]:
+        """The whole log. Whoever leads it may still be elected."""
+        async with asyncio.timeout(START_S):
+            while True:
+                try:
+                    return [record async for record in self.log.read(1)]
+                except LogUnavailable:
+                    await asyncio.sleep(0.2)
+
+    async def views(self) -> list[View]:
+        """Of the observer and every running frontend; none while one of them holds facts that it
+        has not written."""
+        state = self.observer.state
+        found = [View("observer", state.cursor, state.digest())]
+        for frontend in self.frontends:
+            if frontend.running:
+                health = await self.health(frontend)
+                log, replica = health["log"], health["replica"]
+                assert isinstance(log, dict) and isinstance(replica, dict)
+                if log["buffered_events"]:
+                    return []
+                found.append(View(frontend.name, replica["cursor"], replica["digest"]))
+        return found
+
+    async def settled(self, within_s: float = 30.0) -> tuple[list[Record], list[View]]:
+        """The whole log and everybody's views of it, once they all are at its end."""
+        records: list[Record] = []
+        views: list[View] = []
+
+        async def at_the_head() -> bool:
+            views[:] = await self.views()
+            records[:] = await self.records() if views else []
+            return bool(records) and all(view.cursor == records[-1].seq for view in views)
+
+        await eventually(at_the_head, within_s)
+        return records, views
+
+    async def audit(self, answers: Iterable[Answer] = ()) -> list[str]:
+        """What is wrong with the log (see `log_audit`). answers: all that its clients saw."""
+        records, views = await self.settled()
+        return audit(records, answers, views)
 
 
 @asynccontextmanager
@@ -159,3 +215,47 @@ async def stream(
             return response.status, await response.text()
     except aiohttp.ClientError:
         return 0, ""
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    frontend: Child,
+    prompt: str,
+    mark: int,
+    *,
+    streaming: bool,
+    patience_s: float | None = None,
+) -> Answer:
+    """One request of at most `mark` tokens, and what its client saw.
+
+    patience_s: the client gives up after it; its answer would take all its tokens. None: it waits,
+    and the engine ends the answer when it likes.
+    """
+    body = {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": mark,
+        "ignore_eos": patience_s is not None,
+        "stream": streaming,
+    }
+    status = 0
+    try:
+        async with asyncio.timeout(ANSWER_S if patience_s is None else patience_s):
+            async with session.post(frontend.url + "/v1/completions", json=body) as response:
+                status = response.status
+                text = await response.text()
+    except aiohttp.ClientError:
+        return Answer(frontend.name, mark, status, Ended.BROKEN)
+    except TimeoutError:
+        ended = Ended.BROKEN if patience_s is None else Ended.ABORTED
+        return Answer(frontend.name, mark, status, ended)
+    frames = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    parts = [json.loads(frame) for frame in frames if frame.startswith("{")]
+    request_id = next((part["id"].removeprefix("cmpl-") for part in parts if "id" in part), None)
+    for part in parts:
+        if "error" in part:
+            code = part["error"]["code"]
+            return Answer(frontend.name, mark, status, Ended.ERROR, code, request_id)
+    is_whole = frames[-1:] == ["[DONE]"] if streaming else status == 200
+    ended = Ended.WHOLE if is_whole else Ended.BROKEN
+    return Answer(frontend.name, mark, status, ended, request_id=request_id)
