@@ -60,6 +60,19 @@ class KvRebased(Event, frozen=True, tag="kv.rebased"):
     reason: str
 
 
+class PrefixPinned(Event, frozen=True, tag="kv.prefix_pinned"):
+    """A rank keeps these blocks, a chain from the root, at least `ttl_s` after this record's time.
+
+    A chain of many blocks may come in several records, parents first. Hits renew the time without
+    a further record. Where a `BlockRemoved` or `kv.rebased` takes a block, its pin is over too.
+    """
+
+    worker_id: U64
+    dp_rank: int
+    sequence_hashes: list[U64]
+    ttl_s: int
+
+
 # --- worker.<worker>: who serves ------------------------------------------------------------------
 
 
@@ -118,10 +131,19 @@ class RequestAccepted(Event, frozen=True, tag="request.accepted"):
 
 
 class RequestQueued(Event, frozen=True, tag="request.queued"):
-    """A request waits because every candidate is busy."""
+    """A request waits because every candidate has more prefill ahead than the queue's threshold."""
 
     request_id: str
     priority: float
+    """Seconds by which it counts as having come earlier."""
+    role: str = "aggregated"
+    """Of the workers it waits for: aggregated, prefill or decode."""
+    strict_priority: int = 0
+    """Its tier: the higher goes first, whatever the priorities."""
+    uncached_tokens: int = 0
+    """Prompt tokens that the best candidate would have to compute."""
+    depth: int = 0
+    """Requests that waited at this frontend already."""
 
 
 class Candidate(Struct, frozen=True, array_like=True, gc=False):
@@ -135,6 +157,24 @@ class Candidate(Struct, frozen=True, array_like=True, gc=False):
     decode_blocks: int
     """Active blocks with this request's blocks not yet active there added."""
     cost: float
+    """In blocks or milliseconds, as `RequestRouted.cost_unit` says."""
+    active_requests: int = 0
+
+
+class Prediction(Struct, frozen=True, array_like=True, gc=False):
+    """The chosen rank is believed to cache the prompt's blocks for `ttl_ms` from the log's time of
+    this record; when there are more than `blocks_max` of such blocks, `blocks_kept` stay."""
+
+    ttl_ms: int
+    blocks_max: int
+    blocks_kept: int
+
+
+class SessionBinding(Struct, frozen=True, array_like=True, gc=False):
+    """The session belongs to the chosen rank until `ttl_ms` have passed without a request of it."""
+
+    session_id: str
+    ttl_ms: int
 
 
 class RequestRouted(Event, frozen=True, tag="request.routed"):
@@ -146,7 +186,7 @@ class RequestRouted(Event, frozen=True, tag="request.routed"):
     worker_id: U64
     dp_rank: int
     mode: str
-    """kv, round-robin, random or direct."""
+    """kv, round-robin, random, power-of-two, least-loaded, direct, or session: bound to it."""
     isl: int
     overlap_blocks: int
     """Leading prompt blocks the index believed cached on the chosen rank."""
@@ -162,6 +202,28 @@ class RequestRouted(Event, frozen=True, tag="request.routed"):
     """The chosen rank first, then the best others: at most `router.selection.REASONS_MAX`."""
     model: str
     max_tokens: int | None = None
+    role: str = "aggregated"
+    """aggregated, prefill or decode. A disaggregated request holds a booking of each of the two."""
+    expected_osl: int | None = None
+    """Output tokens that the client expects; the booked blocks count less and less towards it."""
+    books_blocks: bool = True
+    """Whether the prompt's blocks count as active on the rank."""
+    shares_blocks: bool = True
+    """Whether blocks that several requests share there count once."""
+    books_prefill: bool = True
+    """Whether the prompt is computed on the rank."""
+    cost_unit: str = "blocks"
+    """What costs are counted in: blocks or ms."""
+    queued_ms: float = 0.0
+    """How long the request waited in the queue."""
+    prediction: Prediction | None = None
+    session: SessionBinding | None = None
+    set_aside: int = 0
+    """Ranks not considered, because they are busy or failed too often."""
+    predicted_blocks: int = 0
+    """Of `overlap_blocks`, those that no worker has announced: they are believed to be there."""
+    predicted_ms: float | None = None
+    """Time to the first token on the chosen rank, as the learned model has it."""
 
 
 class PrefillCompleted(Event, frozen=True, tag="request.prefill_completed"):
@@ -169,6 +231,18 @@ class PrefillCompleted(Event, frozen=True, tag="request.prefill_completed"):
 
     request_id: str
     cached_tokens: int | None
+    ttft_ms: float | None = None
+    """From sending the request to its worker to that token."""
+
+
+class PrefillHopEnded(Event, frozen=True, tag="request.prefill_hop_ended"):
+    """A prefill worker is done with a disaggregated request, or lost to it; its booking ends."""
+
+    request_id: str
+    cached_tokens: int | None
+    ttft_ms: float | None
+    cause: str
+    """done, or why there is no result."""
 
 
 class OutputGrown(Event, frozen=True, tag="request.output_grown"):
@@ -179,7 +253,8 @@ class OutputGrown(Event, frozen=True, tag="request.output_grown"):
 
 
 class RequestMigrated(Event, frozen=True, tag="request.migrated"):
-    """The rank was lost after `osl` tokens; the booking there ends and a new choice follows."""
+    """The rank was lost after `osl` tokens; the booking there ends and a new choice follows, for
+    the prompt with those tokens behind it."""
 
     request_id: str
     osl: int
@@ -217,6 +292,18 @@ class RequestRejected(Event, frozen=True, tag="request.rejected"):
     request_id: str
     code: str
     status: int
+    reason: str = ""
+    """In words: which threshold, which value, how many workers."""
+
+
+class WorkerSetAside(Event, frozen=True, tag="frontend.worker_set_aside"):
+    """A frontend gives a worker that failed `failures` times in a row no requests for a while."""
+
+    frontend_id: U64
+    worker_id: U64
+    failures: int
+    seconds: float
+    cause: str
 
 
 # --- threshold.<model>, control: what operators and replicas say ----------------------------------
@@ -229,6 +316,8 @@ class BusyThresholdChanged(Event, frozen=True, tag="threshold.changed"):
     active_decode_blocks: float | None
     active_prefill_tokens: int | None
     active_prefill_tokens_frac: float | None
+    source: str = ""
+    """Who says so: a request to /busy_threshold or the options of a frontend, and which one."""
 
 
 class StateReset(Event, frozen=True, tag="state.reset"):
@@ -251,6 +340,7 @@ AnyEvent: TypeAlias = (
     | BlockRemoved
     | AllBlocksCleared
     | KvRebased
+    | PrefixPinned
     | WorkerRegistered
     | WorkerRemoved
     | FrontendRemoved
@@ -258,12 +348,14 @@ AnyEvent: TypeAlias = (
     | RequestQueued
     | RequestRouted
     | PrefillCompleted
+    | PrefillHopEnded
     | OutputGrown
     | RequestMigrated
     | RequestCompleted
     | RequestFailed
     | RequestCancelled
     | RequestRejected
+    | WorkerSetAside
     | BusyThresholdChanged
     | StateReset
     | SnapshotTaken

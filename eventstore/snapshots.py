@@ -23,7 +23,7 @@ from msgspec import Struct
 from eventstore.errors import EventStoreError, LogUnavailable
 from eventstore.log import EventLog, Extent
 
-FORMAT = 1
+FORMAT = 2
 KEPT_MIN = 2
 """So many snapshots always stay: who is loading the newest keeps the records that follow it."""
 KEPT_DEFAULT = 3

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from frontend import infra
+from frontend.busy_threshold import BusyThresholdApi
 from frontend.completions import chat_completions, completions
 from frontend.errors import (
+    OVERLOAD_STATUS,
     BodyTooLarge,
     MethodNotAllowed,
     RouteNotFound,
@@ -39,6 +41,7 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/health", infra.health)
     app.router.add_get("/live", infra.live)
     app.router.add_get("/metrics", infra.metrics)
+    app.add_routes(BusyThresholdApi(service.thresholds, service.limits).routes())
     app.on_response_prepare.append(_name_request)
     return app
 
@@ -80,11 +83,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
                 exc_info=error,
                 extra={"request_id": request_id_of(request)},
             )
-        return _answer(error)
+        return _answer(error, request.app[SERVICE].overload_status)
 
 
-def _answer(error: Exception) -> web.Response:
-    status, headers, body = http_of(error)
+def _answer(error: Exception, overload_status: int = OVERLOAD_STATUS) -> web.Response:
+    status, headers, body = http_of(error, overload_status)
     response = web.Response(status=status, headers=headers, body=body)
     if headers.get("Connection") == "close":
         response.force_close()

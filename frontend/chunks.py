@@ -7,7 +7,7 @@ fails ends with an error frame and `DONE`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -29,10 +29,63 @@ class Usage(Struct, frozen=True, gc=False):
 
 
 class WorkerId(Struct, frozen=True, omit_defaults=True, gc=False):
-    """The rank that generated the output."""
+    """Who served the request. Where one worker does it all, it stands here twice (`of_one`)."""
 
     decode_worker_id: int
     decode_dp_rank: int | None = None
+    prefill_worker_id: int | None = None
+    prefill_dp_rank: int | None = None
+
+    @classmethod
+    def of_one(cls, worker_id: int, dp_rank: int) -> Self:
+        return cls(worker_id, dp_rank, worker_id, dp_rank)
+
+
+class Timing(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Where a request's time went, in milliseconds; None: it did not come to that."""
+
+    request_received_ms: float | None = None
+    """Unix time."""
+    prefill_wait_time_ms: float | None = None
+    """From its coming in to its leaving for a worker: reading, tokenizing, the queue, routing."""
+    prefill_time_ms: float | None = None
+    """From there to the first output."""
+    ttft_ms: float | None = None
+    """The sum of these two."""
+    total_time_ms: float | None = None
+    """To the last output."""
+    kv_hit_rate: float | None = None
+    """Share of the prompt's complete blocks that the router believed cached where it sent it."""
+    router_queue_depth: int | None = None
+    """Requests that waited in this frontend's queue when this one came."""
+
+
+def timing_of(
+    *,
+    received_ms: float,
+    started_s: float,
+    sent_s: float | None,
+    first_output_s: float | None,
+    ended_s: float | None,
+    kv_hit_rate: float | None,
+    router_queue_depth: int | None,
+) -> Timing:
+    """received_ms: Unix time; what ends with _s is by one monotonic clock, None: not yet."""
+
+    def between(start_s: float | None, end_s: float | None) -> float | None:
+        if start_s is None or end_s is None:
+            return None
+        return round((end_s - start_s) * 1e3, 3)
+
+    return Timing(
+        request_received_ms=received_ms,
+        prefill_wait_time_ms=between(started_s, sent_s),
+        prefill_time_ms=between(sent_s, first_output_s),
+        ttft_ms=between(started_s, first_output_s),
+        total_time_ms=between(started_s, ended_s),
+        kv_hit_rate=kv_hit_rate,
+        router_queue_depth=router_queue_depth,
+    )
 
 
 class NvExtAnswer(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -41,6 +94,9 @@ class NvExtAnswer(Struct, frozen=True, omit_defaults=True, gc=False):
     worker_id: WorkerId | None = None
     predicted_cached_tokens: int | None = None
     """Prompt tokens that the router believed cached on the worker it chose."""
+    timing: Timing | None = None
+    token_ids: list[int] | None = None
+    """Of the prompt; only where it is asked where the request would go."""
 
 
 class Choice(Struct, frozen=True, gc=False):
@@ -150,6 +206,45 @@ def _wire_usage(usage: Usage) -> _WireUsage:
     return _WireUsage(prompt, completion, prompt + completion, details)
 
 
+# --- where a request would go ---------------------------------------------------------------------
+
+_NO_OUTPUT = Choice("", "stop")
+
+
+def query_body(
+    id: str, created_s: int, model: str, chat: bool, worker: WorkerId, token_ids: list[int]
+) -> bytes:
+    """The whole answer to `query_instance_id`: as if nothing had been generated, with where the
+    request would go and its prompt's tokens in nvext, for whoever then sends it there."""
+    head = id, created_s, model
+    tail = Usage(len(token_ids), 0), NvExtAnswer(worker_id=worker, token_ids=token_ids)
+    if chat:
+        return chat_body(*head, _NO_OUTPUT, *tail)
+    return completion_body(*head, [_NO_OUTPUT], *tail)
+
+
+def query_frames(
+    id: str, created_s: int, model: str, chat: bool, worker: WorkerId, token_ids: list[int]
+) -> bytes:
+    """The same as a stream: one chunk without text, and its end."""
+    delta = b'"delta":{"role":"assistant","content":null}'
+    nothing = b'{"index":0,' + (delta if chat else b'"text":""')
+    nvext = NvExtAnswer(worker_id=worker, token_ids=token_ids)
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    return b"".join(
+        (
+            _head(id, kind, created_s, model),
+            b"[",
+            nothing,
+            _reason("stop"),
+            b',"nvext":',
+            _json(nvext),
+            b"}\n\n",
+            DONE,
+        )
+    )
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
@@ -228,8 +323,12 @@ def _head(id: str, kind: str, created_s: int, model: str) -> bytes:
 def _tail(finish_reason: str | None, usage: Usage | None) -> tuple[bytes, ...]:
     if finish_reason is None and usage is None:
         return _TAIL
-    reason = b',"logprobs":null,"finish_reason":' + _json(finish_reason) + b"}]"
+    reason = _reason(finish_reason)
     return (reason, b"}\n\n") if usage is None else (reason, _usage_member(usage), b"}\n\n")
+
+
+def _reason(finish_reason: str | None) -> bytes:
+    return b',"logprobs":null,"finish_reason":' + _json(finish_reason) + b"}]"
 
 
 def _usage_member(usage: Usage) -> bytes:

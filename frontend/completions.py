@@ -14,8 +14,9 @@ from frontend.errors import (
     ShuttingDown,
     row_of,
 )
-from frontend.exchange import Form, answer_stream, answer_whole
-from frontend.generation import Job
+from frontend.exchange import Form, answer_query, answer_stream, answer_whole
+from frontend.hints import routing_hints
+from frontend.legs import Job, where
 from frontend.metrics import UNKNOWN_MODEL
 from frontend.openai import (
     ChatRequest,
@@ -36,8 +37,6 @@ one long prompt does not hold up everyone's tokens."""
 
 WORKER_WAIT_S = 5.0
 """How long a request waits for a worker that is listed but does not count yet."""
-
-WORKER_HEADER = "x-worker-instance-id"
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -100,6 +99,7 @@ class _Endpoint:
             raise ModelNotFound(asked.model, [])
         self._model = served.card.name
         self._streaming = bool(asked.stream)
+        hints = routing_hints(asked.nvext, request.headers)
         request_id = str(uuid.uuid4())
         options = asked.stream_options
         form = Form(
@@ -109,12 +109,11 @@ class _Endpoint:
             chat=isinstance(asked, ChatRequest),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
-            extra_fields=frozenset((asked.nvext and asked.nvext.extra_fields) or ()),
+            extra_fields=hints.extra_fields,
         )
         stop = stop_conditions(asked)
         if not stop.ignore_eos:
             stop.stop_token_ids_hidden += served.card.eos_token_ids
-        worker_id = _worker_id(request, asked)
         await _until_a_worker_counts(service, served)
         token_lists = await _tokenize(service, served, asked)
         jobs = [
@@ -128,11 +127,15 @@ class _Endpoint:
                 sampling=sampling_options(asked),
                 include_stop=bool(asked.include_stop_str_in_output),
                 skip_special_tokens=asked.skip_special_tokens is not False,
-                worker_id=worker_id,
+                hints=hints,
                 started_s=started_s,
             )
             for index, token_ids in enumerate(token_lists)
         ]
+        if hints.query_only:
+            if len(jobs) > 1:
+                raise BadRequest("query_instance_id asks about one prompt", "prompt")
+            return answer_query(form, jobs[0], where(service, jobs[0])), None
         if self._streaming:
             return await answer_stream(request, service, jobs, form)
         return await answer_whole(request, service, jobs, form), None
@@ -152,16 +155,6 @@ async def _until_a_worker_counts(service: Service, served: ServedModel) -> None:
         and service.clock() < deadline_s
     ):
         await asyncio.sleep(0.02)
-
-
-def _worker_id(request: web.Request, asked: ChatRequest | CompletionRequest) -> int | None:
-    """The worker that the caller names, in a header or in nvext; the header wins."""
-    text = request.headers.get(WORKER_HEADER)
-    if text is not None:
-        if not (text.isascii() and text.isdigit()):
-            raise BadRequest(f"{WORKER_HEADER} is not a worker's id", WORKER_HEADER)
-        return int(text[:32])
-    return asked.nvext.backend_instance_id if asked.nvext is not None else None
 
 
 async def _tokenize(

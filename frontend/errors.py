@@ -14,7 +14,7 @@
     ├── ClientTooSlow               the client does not read its answer; its connection is closed
     ├── NotReady                    still starting, or the state is still being read
     ├── ShuttingDown
-    ├── Overloaded                  every worker of the model is busy
+    ├── DeadlineExceeded            the output did not come in the time that this server gives it
     └── EngineError                 what an engine said instead of output; see `engine_error`
         ├── EngineRefused           this request, for what it asks
         ├── EngineOverloaded
@@ -28,14 +28,17 @@ What an engine, a worker or the log says never reaches the client: those rows ha
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from eventstore.errors import BufferFull, LogUnavailable
 from router.errors import (
+    AllWorkersBusy,
     LogBacklogFull,
     NoWorkers,
+    QueueFull,
+    QueueTimeout,
     ReplicaNotReady,
     RouterError,
     UnknownWorker,
@@ -45,6 +48,8 @@ from workers.errors import CannotConnect, FrameTooLarge, WorkerBacklogged, Worke
 
 SHOWN_CHARS_MAX = 100
 """A client's own words are repeated to it up to this length."""
+OVERLOAD_STATUS = 503
+"""Unless DYN_HTTP_OVERLOAD_STATUS_CODE says otherwise."""
 
 
 def shown(text: str) -> str:
@@ -195,13 +200,26 @@ class ShuttingDown(FrontendError):
         return "this frontend is shutting down; try another"
 
 
-class Overloaded(FrontendError):
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
-        self.model = model
+Deadline: TypeAlias = Literal["first_token", "inter_token", "total"]
+
+_DEADLINES: dict[Deadline, str] = {
+    "first_token": "there was no output {0:g} s after the request",
+    "inter_token": "there was no further output for {0:g} s",
+    "total": "the answer was not complete {0:g} s after the request",
+}
+
+
+class DeadlineExceeded(FrontendError):
+    """kind: what was late; `error.code` names it. limit_s: how long it may take."""
+
+    def __init__(self, kind: Deadline, limit_s: float) -> None:
+        super().__init__(kind, limit_s)
+        self.kind = kind
+        self.limit_s = limit_s
+        self.code = f"{kind}_timeout"
 
     def __str__(self) -> str:
-        return f"all workers of {self.model} are busy; try again soon"
+        return _DEADLINES[self.kind].format(self.limit_s)
 
 
 class EngineError(FrontendError):
@@ -239,8 +257,8 @@ def engine_error(code: str, detail: str) -> EngineError:
 class Row(NamedTuple):
     """How a kind of error looks from outside.
 
-    message: the fixed text; None: the error's own. label: `error_type` in the request metrics.
-    closes: the connection is of no further use, for the rest of the request was not read.
+    message: the fixed text; None: the error's own, after `lead`. label: `error_type` in the request
+    metrics. closes: the connection is of no further use, for the rest of the request was not read.
     """
 
     status: int
@@ -250,9 +268,13 @@ class Row(NamedTuple):
     message: str | None = None
     retry_after_s: int | None = None
     closes: bool = False
+    lead: str = ""
 
 
 _INVALID, _UNAVAILABLE, _FAILED = "invalid_request_error", "service_unavailable", "server_error"
+_OVERLOAD = "overload"
+_ALL_BUSY = "Service temporarily unavailable: All workers are busy, please retry later"
+"""What clients of the peer may look for."""
 _BUSY = "the workers are busy; try again soon"
 _LOST = "the worker was lost before the answer was complete; try again"
 _LOG = "the event log can't take the request at the moment; try again soon"
@@ -268,12 +290,12 @@ ROWS: dict[type[Exception], Row] = {
     UnsupportedMediaType: Row(415, _INVALID, "unsupported_media_type", "validation"),
     NotReady: Row(503, _UNAVAILABLE, "not_ready", "unavailable", retry_after_s=1),
     ShuttingDown: Row(503, _UNAVAILABLE, "shutting_down", "unavailable", None, 1, closes=True),
-    Overloaded: Row(503, _UNAVAILABLE, "overloaded", "overload", retry_after_s=1),
+    DeadlineExceeded: Row(504, "timeout_error", "timeout", "timeout"),
     EngineError: Row(500, _FAILED, "engine_error", "internal", "the engine failed"),
     EngineRefused: Row(
         400, _INVALID, "refused_by_engine", "validation", "the engine refused the request"
     ),
-    EngineOverloaded: Row(503, _UNAVAILABLE, "overloaded", "overload", _BUSY, 1),
+    EngineOverloaded: Row(503, _UNAVAILABLE, "overloaded", _OVERLOAD, _BUSY, 1),
     EngineShutDown: Row(502, _FAILED, "worker_lost", "internal", _LOST),
     # router.errors
     RouterError: Row(500, _FAILED, "routing_failed", "internal", "the request can't be routed"),
@@ -281,12 +303,19 @@ ROWS: dict[type[Exception], Row] = {
     UnknownWorker: Row(400, _INVALID, "unknown_worker", "validation"),
     WorkerRequired: Row(400, _INVALID, "worker_required", "validation"),
     ReplicaNotReady: Row(503, _UNAVAILABLE, "not_ready", "unavailable", retry_after_s=1),
+    AllWorkersBusy: Row(
+        503, _UNAVAILABLE, "all_workers_busy", _OVERLOAD, None, 1, lead=f"{_ALL_BUSY}; "
+    ),
+    QueueFull: Row(503, _UNAVAILABLE, "queue_full", _OVERLOAD, None, 1, lead=f"{_ALL_BUSY}; "),
+    QueueTimeout: Row(
+        503, _UNAVAILABLE, "queue_timeout", _OVERLOAD, None, 1, lead=f"{_ALL_BUSY}; "
+    ),
     LogBacklogFull: Row(503, _UNAVAILABLE, "log_unavailable", "unavailable", _LOG, 2),
     # workers.errors
     WorkerError: Row(500, _FAILED, "worker_error", "internal", "the worker failed"),
     WorkerLost: Row(502, _FAILED, "worker_lost", "internal", _LOST),
     CannotConnect: Row(502, _FAILED, "worker_lost", "internal", _LOST),
-    WorkerBacklogged: Row(503, _UNAVAILABLE, "overloaded", "overload", _BUSY, 1),
+    WorkerBacklogged: Row(503, _UNAVAILABLE, "overloaded", _OVERLOAD, _BUSY, 1),
     FrameTooLarge: Row(
         400, _INVALID, "request_too_large", "validation", "the request is too large for a worker"
     ),
@@ -313,21 +342,31 @@ def code_of(error: Exception) -> str:
     return own or row_of(error).code
 
 
+def message_of(error: Exception) -> str:
+    """What the client is told. A path or a header may hold what is not text; this always is."""
+    row = row_of(error)
+    message = row.lead + str(error) if row.message is None else row.message
+    return message.encode("utf-8", "replace").decode()
+
+
+def status_of(error: Exception, overload_status: int = OVERLOAD_STATUS) -> int:
+    """overload_status: of all errors that say "busy, try again soon"."""
+    row = row_of(error)
+    return overload_status if row.label == _OVERLOAD else row.status
+
+
 def error_body(error: Exception) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, the same for every status and route."""
-    row = row_of(error)
-    message = str(error) if row.message is None else row.message
     content = {
-        # A path or a header may hold what is not text; the answer is always UTF-8.
-        "message": message.encode("utf-8", "replace").decode(),
-        "type": row.type,
+        "message": message_of(error),
+        "type": row_of(error).type,
         "param": error.param if isinstance(error, FrontendError) else None,
         "code": code_of(error),
     }
     return msgspec.json.encode({"error": content})
 
 
-def http_of(error: Exception) -> Answer:
+def http_of(error: Exception, overload_status: int = OVERLOAD_STATUS) -> Answer:
     """Status, headers and body that answer `error`. A row that `closes` says so in its headers."""
     row = row_of(error)
     headers = {"Content-Type": "application/json"}
@@ -337,4 +376,4 @@ def http_of(error: Exception) -> Answer:
         headers["Allow"] = ", ".join(error.allowed)
     if row.closes:
         headers["Connection"] = "close"
-    return Answer(row.status, headers, error_body(error))
+    return Answer(status_of(error, overload_status), headers, error_body(error))

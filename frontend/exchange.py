@@ -18,11 +18,14 @@ from frontend.chunks import (
     chat_body,
     completion_body,
     error_frames,
+    query_body,
+    query_frames,
 )
 from frontend.errors import ClientTooSlow
-from frontend.generation import Generation, Job
+from frontend.generation import Generation
+from frontend.legs import Job
 from frontend.service import Service
-from frontend.sse import EventStream
+from frontend.sse import HEADERS, EventStream
 
 
 class Form(Struct, frozen=True, kw_only=True):
@@ -47,14 +50,31 @@ def _usage(generations: Sequence[Generation]) -> Usage:
 
 
 def _extra(form: Form, generations: Sequence[Generation]) -> NvExtAnswer | None:
-    """What `nvext.extra_fields` asked for. The worker is that of the first prompt."""
+    """What `nvext.extra_fields` asked for. Worker and timing are those of the first prompt."""
     if not form.extra_fields:
         return None
-    worker = generations[0].worker if "worker_id" in form.extra_fields else None
-    predicted = None
-    if "predicted_cached_tokens" in form.extra_fields:
-        predicted = sum(g.predicted_tokens for g in generations)
-    return NvExtAnswer(None if worker is None else WorkerId(*worker), predicted)
+    first, asked = generations[0], form.extra_fields
+    worker = None
+    if "worker_id" in asked and first.worker is not None and first.prefill_worker is not None:
+        worker = WorkerId(*first.prefill_worker, *first.worker)
+    return NvExtAnswer(
+        worker_id=worker,
+        predicted_cached_tokens=(
+            sum(g.predicted_tokens for g in generations)
+            if "predicted_cached_tokens" in asked
+            else None
+        ),
+        timing=first.timing if "timing" in asked else None,
+    )
+
+
+def answer_query(form: Form, job: Job, worker: WorkerId) -> web.Response:
+    """Where the request would go, as a stream if the client asked for one. Nothing was sent."""
+    make = query_frames if job.streaming else query_body
+    return web.Response(
+        body=make(form.id, form.created_s, form.model, form.chat, worker, job.token_ids),
+        headers=HEADERS if job.streaming else {"Content-Type": "application/json"},
+    )
 
 
 def _release(service: Service, request: web.Request, generations: Sequence[Generation]) -> None:

@@ -6,45 +6,22 @@ the handler's task sleeps on `done` until the stream has ended.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 
-from msgspec import Struct
-
+from frontend.chunks import Timing, timing_of
 from frontend.detokenize import IncrementalDetokenizer
-from frontend.errors import code_of, engine_error, row_of
+from frontend.dispatch import Dispatch
+from frontend.errors import DeadlineExceeded, code_of
+from frontend.legs import Job
 from frontend.metrics import ModelMetrics, TokenTimes
-from frontend.served import ServedModel
 from frontend.service import Service
-from indexer.blocks import prompt_hashes
-from router.decision import RoutedRequest
+from indexer.radix import WorkerRank
 from router.errors import RouterError
-from router.router import Ticket
-from workers.errors import CannotConnect, WorkerError, WorkerLost
-from workers.protocol import EngineRequest, Output, SamplingOptions, StopConditions
-from workers.tcp_client import StreamHandle
-
-_log = logging.getLogger(__name__)
+from workers.errors import CannotConnect
+from workers.protocol import Output
 
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "cancelled": "stop"}
 """The engine's word → the API's."""
-
-
-class Job(Struct, frozen=True, kw_only=True):
-    """What is to be generated, for one prompt of one HTTP request."""
-
-    request_id: str
-    endpoint: str
-    streaming: bool
-    served: ServedModel
-    token_ids: list[int]
-    stop: StopConditions
-    sampling: SamplingOptions
-    include_stop: bool
-    skip_special_tokens: bool
-    worker_id: int | None
-    started_s: float
-    """When the handler began, by the service's clock."""
 
 
 Deliver = Callable[["Generation", str, str | None], None]
@@ -58,14 +35,13 @@ def _deliver_nothing(generation: "Generation", text: str, finish_reason: str | N
 class Generation:
     """Runs once. After `start`, `deliver` is called until it gets a finish reason or `done` fails.
 
-    isl, osl: prompt and output tokens. cached_tokens: as the worker reported. predicted_tokens:
-    prompt tokens that the router believed cached where it sent the request.
+    isl, osl: prompt and output tokens. cached_tokens: as the worker reported.
     """
 
     __slots__ = (
-        "_deliver", "_detokenizer", "_metrics", "_service", "_stream", "_ticket", "_times",
-        "cached_tokens", "done", "finish_reason", "index", "isl", "job", "osl",
-        "predicted_tokens", "stop_reason",
+        "_deliver", "_detokenizer", "_dispatch", "_metrics", "_prefilling", "_service", "_times",
+        "cached_tokens", "done", "finish_reason", "index", "isl", "job", "osl", "stop_reason",
+        "timing",
     )  # fmt: skip
 
     def __init__(self, service: Service, job: Job, index: int, deliver: Deliver) -> None:
@@ -74,16 +50,16 @@ class Generation:
         self.isl = len(job.token_ids)
         self.osl = 0
         self.cached_tokens: int | None = None
-        self.predicted_tokens = 0
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.timing: Timing | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._service = service
         self._deliver = deliver
         self._metrics: ModelMetrics = service.metrics.of_model(job.served.card.name)
-        self._ticket: Ticket | None = None
-        self._stream: StreamHandle | None = None
+        self._dispatch = Dispatch(service, job, self._sink, self.fail)
         self._times: TokenTimes | None = None
+        self._prefilling = True
         stop = job.stop
         self._detokenizer = IncrementalDetokenizer(
             job.served.tokenizer,
@@ -96,103 +72,98 @@ class Generation:
         )
 
     @property
-    def worker(self) -> tuple[int, int] | None:
-        """(worker_id, dp_rank) that serves the request; None before it is routed."""
-        rank = None if self._ticket is None else self._ticket.rank
-        return None if rank is None else (rank.worker_id, rank.dp_rank)
+    def worker(self) -> WorkerRank | None:
+        """Who serves the request, or did; None before it is routed."""
+        ticket = self._dispatch.ticket
+        return None if ticket is None else ticket.rank
+
+    @property
+    def prefill_worker(self) -> WorkerRank | None:
+        """Who computed the prompt."""
+        return self._dispatch.hop_worker or self.worker
+
+    @property
+    def predicted_tokens(self) -> int:
+        """Prompt tokens that the router believed cached where it sent the request."""
+        routed = self._dispatch.routed_for_prefill
+        return 0 if routed is None else routed.overlap_blocks * self.job.served.card.block_size
 
     @property
     def is_running(self) -> bool:
         """Started and not ended."""
-        return self._ticket is not None and not self.done.done()
+        return self._dispatch.ticket is not None and not self.done.done()
 
     def start(self) -> None:
-        """Accept, route and send. Raises RouterError or WorkerError; the end is then recorded."""
-        service, job = self._service, self.job
-        clock = service.clock
-        card = job.served.card
-        hashing_s = clock()
-        hashes = prompt_hashes(job.token_ids, card.block_size)
-        hashing_s = clock() - hashing_s
-        ticket = service.router.accept(
-            RoutedRequest(
-                request_id=job.request_id,
-                model=card.name,
-                endpoint=job.endpoint,
-                isl=self.isl,
-                block_size=card.block_size,
-                sequence_hashes=hashes,
-                max_tokens=job.stop.max_tokens,
-                streaming=job.streaming,
-                worker_id=job.worker_id,
-            )
-        )
-        try:
-            timings = ticket.route()
-            routed = ticket.routed
-            assert routed is not None
-            self.predicted_tokens = routed.overlap_blocks * card.block_size
-            hit_rate = routed.overlap_blocks / len(hashes) if hashes else None
-            service.router_metrics.routed(hashing_s, timings, hit_rate)
-            self._stream = self._send(routed.worker_id, routed.dp_rank)
-        except (RouterError, WorkerError) as error:
-            row = row_of(error)
-            ticket.rejected(code_of(error), row.status)
-            raise
-        self._ticket = ticket
+        """Accept the request and begin. Raises RouterError if it is not accepted; then nothing is
+        recorded. What goes wrong later ends `done`."""
+        # Before the dispatch begins, since that may be at its end at once.
         self._metrics.inflight.inc()
         self._metrics.queued.inc()
-        service.live.add(self)
-
-    def _send(self, worker_id: int, dp_rank: int) -> StreamHandle:
-        client = self._service.clients.get(worker_id)
-        if client is None:
-            raise CannotConnect(worker_id, "", "it just left")
-        job = self.job
-        request = EngineRequest(
-            request_id=job.request_id,
-            model=job.served.card.name,
-            token_ids=job.token_ids,
-            dp_rank=dp_rank,
-            stop_conditions=job.stop,
-            sampling_options=job.sampling,
-            eos_token_ids=job.served.card.eos_token_ids,
-        )
-        return client.generate(request, self._sink, self._lost)
+        self._service.live.add(self)
+        try:
+            self._dispatch.start()
+        except RouterError:
+            self._ended()
+            raise
 
     def cancel(self, cause: str) -> None:
         """The client is gone: stop the work, free the booking. Nothing happens after an end."""
-        if self._ticket is None or self.done.done():
+        ticket = self._dispatch.ticket
+        if ticket is None or self.done.done():
             return
-        self._close_stream()
-        self._ticket.cancelled(self.osl, cause)
+        self._dispatch.close()
+        ticket.cancelled(self.osl, cause)
         self._ended()
         self.done.cancel()
 
     def fail(self, error: Exception) -> None:
-        """End with an error of our own making. Nothing happens after an end."""
-        if self._ticket is None or self.done.done():
+        """End with an error. Nothing happens after an end."""
+        ticket = self._dispatch.ticket
+        if ticket is None or self.done.done():
             return
-        self._close_stream()
-        self._ticket.failed(self.osl, code_of(error))
+        self._dispatch.close()
+        if isinstance(error, (RouterError, CannotConnect)) and not self.osl:
+            self._dispatch.refusal(error)
+        else:
+            ticket.failed(self.osl, code_of(error))
         self._ended()
         self.done.set_exception(error)
+
+    def check_deadlines(self, now_s: float) -> None:
+        """Give up what takes longer than the limits allow. Called every so often, so that a token
+        needs no timer of its own."""
+        limits, times = self._service.deadlines, self._times
+        if limits.total_s is not None and now_s - self.job.started_s > limits.total_s:
+            self.fail(DeadlineExceeded("total", limits.total_s))
+        elif self._prefilling:
+            since_s = self._dispatch.attempt_s or self.job.started_s
+            if limits.first_token_s is not None and now_s - since_s > limits.first_token_s:
+                self._late(DeadlineExceeded("first_token", limits.first_token_s))
+        elif limits.inter_token_s is not None and times is not None:
+            if now_s - times.last_s > limits.inter_token_s:
+                self._late(DeadlineExceeded("inter_token", limits.inter_token_s))
+
+    def _late(self, error: DeadlineExceeded) -> None:
+        if self._dispatch.attempt_s is None:
+            self.fail(error)  # no worker has it: it waits in the queue
+        else:
+            self._dispatch.worker_failed(error)
 
     # --- called by the request plane --------------------------------------------------------------
 
     def _sink(self, output: Output) -> None:
         if output.error is not None:
-            code, detail = output.error
-            self.fail(engine_error(code, detail))
+            self._dispatch.output_failed(*output.error)
             return
         token_ids = output.token_ids
         if token_ids:
             now_s = self._service.clock()
-            if self._times is None:
+            if self._prefilling:
                 self._first_token(now_s, output.cached_tokens)
-            else:
+            elif self._times is not None:
                 self._times.tokens(now_s, len(token_ids))
             self.osl += len(token_ids)
+            self._dispatch.produced(token_ids)
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         stopped = detokenizer.stop_reason
@@ -207,37 +178,54 @@ class Generation:
             self._deliver(self, text, None)
 
     def _first_token(self, now_s: float, cached_tokens: int | None) -> None:
-        assert self._ticket is not None
+        """Of this attempt: after a migration there is another one."""
+        self._prefilling = False
+        self._dispatch.first_token(now_s, cached_tokens)
+        if self._times is not None:
+            self._times.tokens(now_s, 1)
+            return
         self._times = TokenTimes(now_s)
-        self.cached_tokens = cached_tokens
-        self._ticket.prefill_completed(cached_tokens)
+        hop_cached = self._dispatch.hop_cached_tokens
+        self.cached_tokens = cached_tokens if hop_cached is None else hop_cached
         self._metrics.queued.dec()
-        self._metrics.first_token(now_s - self.job.started_s, self.isl, cached_tokens)
+        self._metrics.first_token(now_s - self.job.started_s, self.isl, self.cached_tokens)
 
     def _finish(self, text: str, reason: str, still_running: bool) -> None:
-        assert self._ticket is not None
+        ticket = self._dispatch.ticket
+        assert ticket is not None
         if still_running:
-            self._close_stream()
+            self._dispatch.close()
         self.finish_reason = reason
-        self._ticket.completed(self.osl, reason, self.cached_tokens)
+        self.timing = self._timing()
+        ticket.completed(self.osl, reason, self.cached_tokens)
+        self._dispatch.pin()
         deliver = self._deliver
         self._ended()
         deliver(self, text, reason)
         if not self.done.done():
             self.done.set_result(None)
 
-    def _lost(self, error: WorkerLost) -> None:
-        _log.warning("stream lost: %s", error, extra={"request_id": self.job.request_id})
-        self.fail(error)
-
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
+    def _timing(self) -> Timing:
+        dispatch, service = self._dispatch, self._service
+        routed = dispatch.routed_for_prefill
+        now_s = service.clock()
+        hit_rate = None
+        if routed is not None and routed.sequence_hashes:
+            hit_rate = routed.overlap_blocks / len(routed.sequence_hashes)
+        return timing_of(
+            received_ms=round(1000 * (service.now_s() - (now_s - self.job.started_s)), 3),
+            started_s=self.job.started_s,
+            sent_s=dispatch.sent_s,
+            first_output_s=None if self._times is None else self._times.first_s,
+            ended_s=now_s,
+            kv_hit_rate=hit_rate,
+            router_queue_depth=dispatch.queue_depth,
+        )
 
     def _ended(self) -> None:
         # What points back here is let go, so that a long prompt's tokens leave memory with their
         # request and not whenever the cycle collector comes by.
-        self._stream = None
+        self._dispatch.let_go()
         self._deliver = _deliver_nothing
         self._service.live.discard(self)
         self._metrics.inflight.dec()

@@ -78,6 +78,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("model_max_num_batched_tokens", "gauge", "Tokens of a step.", ("model",)),
     Metric("model_context_length", "gauge", "Prompt and output tokens at most.", ("model",)),
     Metric("model_kv_cache_block_size", "gauge", "Tokens of a KV block.", ("model",)),
+    Metric("model_migration_limit", "gauge", "Times a request may move on.", ("model",)),
+    Metric(
+        "model_migration_total",
+        "counter",
+        "Requests that moved on to another worker: new_request before any output, ongoing_request "
+        "in the middle of it.",
+        ("model", "migration_type"),
+    ),
     Metric("worker_active_decode_blocks", "gauge", "Active blocks booked.", _WORKER),
     Metric("worker_active_prefill_tokens", "gauge", "Prefill tokens booked.", _WORKER),
 )
@@ -121,9 +129,10 @@ class TokenHistogram(Collector):
 class TokenTimes:
     """The inter-token gaps of one request, counted into buckets."""
 
-    __slots__ = ("counts", "last_s", "total_s")
+    __slots__ = ("counts", "first_s", "last_s", "total_s")
 
     def __init__(self, now_s: float) -> None:
+        self.first_s = now_s
         self.counts = [0] * (len(_ITL_S) + 1)
         self.total_s = 0.0
         self.last_s = now_s
@@ -145,6 +154,11 @@ class FrontendMetrics:
         self._itl = TokenHistogram(registry, itl, prefix)
         self._models: dict[str, ModelMetrics] = {}
 
+    def migrated(self, model: str, ongoing: bool) -> None:
+        """A request moved on to another worker; ongoing: with output behind it."""
+        kind = "ongoing_request" if ongoing else "new_request"
+        self._built.counters["model_migration_total"].labels(model, kind).inc()
+
     def of_model(self, model: str) -> "ModelMetrics":
         """`model`: a served one, or UNKNOWN_MODEL; names that clients make up are not series."""
         known = self._models.get(model)
@@ -159,13 +173,14 @@ class FrontendMetrics:
         """operation: tokenize or detokenize."""
         self._built.histograms["tokenizer_latency_ms"].labels(operation).observe(duration_s * 1e3)
 
-    def set_card(self, card: ModelCard) -> None:
+    def set_card(self, card: ModelCard, migration_limit: int) -> None:
         for name, value in (
             ("total_kv_blocks", card.total_kv_blocks),
             ("max_num_seqs", card.max_num_seqs),
             ("max_num_batched_tokens", card.max_num_batched_tokens),
             ("context_length", card.context_length),
             ("kv_cache_block_size", card.block_size),
+            ("migration_limit", migration_limit),
         ):
             if value is not None:
                 self._built.gauges[f"model_{name}"].labels(card.name).set(value)

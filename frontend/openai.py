@@ -11,10 +11,14 @@ from msgspec import Struct
 
 from frontend.errors import SHOWN_CHARS_MAX, BadRequest, NotAvailableYet, shown
 from frontend.openai_types import (
+    ANNOTATIONS_LATER,
     EXTRA_FIELDS,
     EXTRA_FIELDS_LATER,
     LATER,
     PARTS_LATER,
+    QUERY_INSTANCE_ID,
+    U64_MAX,
+    WORKER_IDS,
     ChatRequest,
     CommonRequest,
     CompletionRequest,
@@ -41,7 +45,8 @@ STOPS_MAX = 32
 STOP_CHARS_MAX = 256
 """A stop string costs memory for each of its characters while its request runs."""
 PROMPTS_MAX = 128
-_U64_MAX = 2**64 - 1
+TEMPERATURE_MIN = 1e-6
+"""Of a router's temperature above 0. A smaller one would differ from 0 by rounding errors only."""
 _UNKNOWN_LISTED_MAX = 20
 
 Prompt = str | list[int]
@@ -160,16 +165,27 @@ def _check_available(fields: Struct, inside: str) -> None:
 
 def _check_nvext(nvext: NvExt) -> None:
     _check_available(nvext, "nvext.")
-    if nvext.backend_instance_id is not None and nvext.backend_instance_id > _U64_MAX:
-        raise BadRequest(
-            "nvext.backend_instance_id: expected an unsigned 64-bit integer",
-            "nvext.backend_instance_id",
-        )
+    if nvext.agent_hints is not None:
+        _check_available(nvext.agent_hints, "nvext.agent_hints.")
+    for name in WORKER_IDS:
+        worker_id = getattr(nvext, name)
+        if worker_id is not None and worker_id > U64_MAX:
+            raise BadRequest(f"nvext.{name}: expected an unsigned 64-bit integer", f"nvext.{name}")
+    override = nvext.router_config_override
+    if override is not None and 0 < (override.router_temperature or 0) < TEMPERATURE_MIN:
+        param = "nvext.router_config_override.router_temperature"
+        raise BadRequest(f"{param}: expected 0, or at least {TEMPERATURE_MIN:g}", param)
     for name in nvext.extra_fields or ():
         if name in EXTRA_FIELDS_LATER:
             raise NotAvailableYet(f"nvext.extra_fields: {name}", "nvext.extra_fields")
         if name not in EXTRA_FIELDS:
             raise BadRequest(f"nvext.extra_fields: unknown {shown(name)}", "nvext.extra_fields")
+    for annotation in nvext.annotations or ():
+        name, _, value = annotation.partition(":")
+        if name in ANNOTATIONS_LATER:
+            raise NotAvailableYet(f"nvext.annotations: {name}", "nvext.annotations")
+        if name != QUERY_INSTANCE_ID or value:
+            raise BadRequest(f"nvext.annotations: unknown {shown(annotation)}", "nvext.annotations")
 
 
 def _check_messages(messages: list[dict[str, Any]]) -> None:

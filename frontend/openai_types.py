@@ -20,13 +20,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 STOP_TOKEN_IDS_MAX = 1024
-_U32_MAX = 2**32 - 1
+PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
+U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
 
-TokenId = Annotated[int, Meta(ge=0, le=_U32_MAX)]
+U32 = Annotated[int, Meta(ge=0, le=U32_MAX)]
+TokenId = U32
+WorkerId = Annotated[int, Meta(ge=0)]
+"""A u64; `frontend.openai` has the upper bound, which is beyond what `Meta` takes."""
 Name = Annotated[str, Meta(min_length=1)]
-_Count = Annotated[int, Meta(ge=1, le=_U32_MAX)]
+_Count = Annotated[int, Meta(ge=1, le=U32_MAX)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Factor = Annotated[float, Meta(ge=0, le=1e6)]
+"""Bounded, so that no cost that it goes into leaves the range of a float."""
 
 Later: TypeAlias = Any
 """A field of this type is not available yet, whatever it holds."""
@@ -37,26 +44,60 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None
 
 
+class AgentHints(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an agent knows of its request. priority: higher is more urgent; latency_sensitivity:
+    seconds by which the request counts as having come earlier, where there is no priority; osl:
+    expected output tokens."""
+
+    latency_sensitivity: float | None = None
+    osl: U32 | None = None
+    priority: Annotated[int, Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX)] | None = None
+    strict_priority: U32 | None = None
+
+    speculative_prefill: bool | None = None
+
+
+class CacheControl(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Keep the prompt's blocks cached. ttl: seconds, or a number with s, m or h behind it."""
+
+    type: Literal["ephemeral"]
+    ttl: str | int | None = None
+
+
+class RouterConfigOverride(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the router for one request; None: as the router is set."""
+
+    overlap_score_weight: _Factor | None = None
+    router_temperature: _Factor | None = None
+    assume_kv_reuse: bool | None = None
+
+
 class NvExt(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The peer's extensions. backend_instance_id: the worker to send to, a u64. extra_fields: what
-    the answer's `nvext` shall say: worker_id, predicted_cached_tokens."""
+    """The peer's extensions, and `session_id`, which the peer has as a header only.
 
-    backend_instance_id: Annotated[int, Meta(ge=0)] | None = None
+    backend_instance_id: the worker to send to; ids are u64. extra_fields: what the answer's `nvext`
+    shall say, of `EXTRA_FIELDS`. annotations: `query_instance_id` asks where the request would go,
+    and does not send it.
+    """
+
+    backend_instance_id: WorkerId | None = None
+    prefill_worker_id: WorkerId | None = None
+    decode_worker_id: WorkerId | None = None
+    dp_rank: U32 | None = None
+    prefill_dp_rank: U32 | None = None
+    agent_hints: AgentHints | None = None
+    cache_control: CacheControl | None = None
+    router_config_override: RouterConfigOverride | None = None
+    session_id: str | None = None
     extra_fields: list[str] | None = None
-
     annotations: list[str] | None = None
+
     greed_sampling: bool | None = None
     use_raw_prompt: bool | None = None
     token_data: Later = None
     max_thinking_tokens: Later = None
-    prefill_worker_id: Later = None
-    decode_worker_id: Later = None
-    dp_rank: Later = None
-    prefill_dp_rank: Later = None
-    agent_hints: Later = None
     agent_context: Later = None
     session_control: Later = None
-    cache_control: Later = None
     cache_salt: Later = None
     metadata_upload: Later = None
     request_timestamp_ms: Later = None
@@ -71,7 +112,7 @@ class CommonRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: _Count | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=_U32_MAX)] | None = None
+    min_tokens: U32 | None = None
     ignore_eos: bool | None = None
     stop: str | list[str | TokenId] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=STOP_TOKEN_IDS_MAX)] | None = None
@@ -80,7 +121,7 @@ class CommonRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: _Share | None = None
     min_p: _Share | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=_U32_MAX)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=U32_MAX)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
@@ -200,7 +241,7 @@ _IDLE: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "echo": (False,),
     "suffix": ("",),
-    "annotations": ([],),
+    "speculative_prefill": (False,),
     "greed_sampling": (False,),
     "use_raw_prompt": (False,),
 }
@@ -211,13 +252,13 @@ LATER: dict[type[Struct], dict[str, tuple[object, ...]]] = {
         for field in msgspec.structs.fields(shape)
         if field.name in _IDLE or field.type is Later
     }
-    for shape in (ChatRequest, CompletionRequest, NvExt)
+    for shape in (ChatRequest, CompletionRequest, NvExt, AgentHints)
 }
 """Shape → its fields that are not available yet → their values that ask for nothing."""
 
-EXTRA_FIELDS = ("worker_id", "predicted_cached_tokens")
+WORKER_IDS = ("backend_instance_id", "prefill_worker_id", "decode_worker_id")
+EXTRA_FIELDS = ("worker_id", "predicted_cached_tokens", "timing")
 EXTRA_FIELDS_LATER = (
-    "timing",
     "token_ids",
     "routed_experts",
     "completion_token_ids",
@@ -225,4 +266,7 @@ EXTRA_FIELDS_LATER = (
     "stop_reason",
     "engine_data",
 )
+QUERY_INSTANCE_ID = "query_instance_id"
+"""An annotation is a name, or a name, a colon and a value; this one has no value."""
+ANNOTATIONS_LATER = ("request_id", "formatted_prompt", "token_ids", "llm_metrics")
 PARTS_LATER = ("image_url", "video_url", "audio_url", "input_audio", "file")

@@ -30,12 +30,11 @@ from frontend.removals import FrontendGone, Removals, WorkerGone
 from frontend.served import Download, ServedModels
 from frontend.service import Limits, Service
 from frontend.settings import FrontendSettings
-from router.decision import RouterOptions
+from frontend.thresholds import LogThresholds
 from router.loading import SnapshotLoader
 from router.metrics import RouterMetrics
 from router.replica import Replica
 from router.router import Router
-from router.selection import RouterMode
 from router.snapshot_steps import due_of
 from router.snapshot_trigger import Snapshots, SnapshotTrigger
 from workers.card import FrontendInstance, Instance
@@ -50,6 +49,8 @@ CANCEL_S = 1.0
 """How long handlers have to write the ends of their answers."""
 LINGER_S = 1.0
 """How long the rest of a refused body is read, so that the client sees why."""
+TICK_S = 0.1
+"""How late a request may be given up, at most."""
 BACKLOG = 1024
 KEEPALIVE_S = 75
 """How long an idle connection is kept: longer than the 60 s of common load balancers."""
@@ -60,6 +61,17 @@ _log = logging.getLogger(__name__)
 def new_id() -> int:
     """A u64 that no other process draws."""
     return int.from_bytes(os.urandom(8), "big")
+
+
+async def keep_time(service: Service) -> None:
+    """End what has taken or waited too long, until cancelled."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        service.router.release()
+        if service.deadlines.are_set:
+            now_s = service.clock()
+            for generation in list(service.live):
+                generation.check_deadlines(now_s)
 
 
 class PortInUse(Exception):
@@ -107,12 +119,7 @@ class FrontendProcess:
         self.router = Router(
             replica=self.replica,
             publisher=self.publisher,
-            options=RouterOptions(
-                mode=RouterMode(settings.router_mode),
-                overlap_weight=settings.router_kv_overlap_score_weight,
-                temperature=settings.router_temperature,
-                replica_sync=settings.router_replica_sync,
-            ),
+            options=settings.router_options,
             frontend_id=self.frontend_id,
             rng=random.Random(self.frontend_id),
         )
@@ -137,6 +144,13 @@ class FrontendProcess:
             serve=lambda instance: self._serve(instance, metrics),
             withdraw=lambda instance: self.router.withdraw(instance.worker_id),
         )
+        thresholds = LogThresholds(
+            self._log,
+            self._namespace,
+            self.replica,
+            served=lambda: [model.card.name for model in models.models()],
+            new_id=new_id,
+        )
         clients = WorkerClients(on_connected=models.connected, on_disconnected=models.disconnected)
         service = Service(
             models=models,
@@ -154,6 +168,12 @@ class FrontendProcess:
             draining=asyncio.Event(),
             live=set(),
             snapshots=self.snapshots,
+            thresholds=thresholds,
+            overload_status=self._settings.http_overload_status_code,
+            migration_limit=self._settings.migration_limit,
+            cache_control=self._settings.enable_cache_control,
+            deadlines=self._settings.deadlines,
+            disaggregation=self._settings.disaggregation,
         )
         removals = Removals(self._log, self._namespace)
         presence = Presence(frontends, self._log, self._namespace, self.frontend_id)
@@ -165,6 +185,7 @@ class FrontendProcess:
         def remove(instance: Instance, ending: Ending) -> None:
             models.remove(instance.worker_id)
             clients.remove(instance, ending)
+            self.router.forget_worker(instance.worker_id)
             if ending is Ending.EXPIRED:
                 removals.record(WorkerGone(instance.worker_id, instance.registered_seq))
 
@@ -194,6 +215,13 @@ class FrontendProcess:
                     tasks.create_task(models.run(), name="models"),
                     tasks.create_task(removals.run(), name="removals"),
                     tasks.create_task(presence.run(address), name="presence"),
+                    tasks.create_task(
+                        thresholds.apply_options(
+                            self._settings.thresholds, hex_id(self.frontend_id)
+                        ),
+                        name="thresholds",
+                    ),
+                    tasks.create_task(keep_time(service), name="deadlines"),
                 ]
                 if self.snapshots is not None:
                     running.append(tasks.create_task(self.snapshots.run(), name="snapshots"))
@@ -221,8 +249,9 @@ class FrontendProcess:
             await clients.close()
 
     def _serve(self, instance: Instance, metrics: FrontendMetrics) -> None:
-        self.router.serve(instance.worker_id, instance.card.name)
-        metrics.set_card(instance.card)
+        card = instance.card
+        self.router.serve(instance.worker_id, card.name, card.worker_type)
+        metrics.set_card(card, self._settings.migration_limit)
 
     async def _listen(self, runner: web.AppRunner) -> str:
         host, port = self._settings.http_host, self._settings.http_port

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from eventstore.errors import EventStoreError
 from eventstore.subjects import hex_id
-from frontend.errors import ModelNotFound
+from frontend.errors import ModelNotFound, NotReady
 from frontend.template import ChatTemplate
 from frontend.tokenizer import BadTokenizer, Tokenizer
 from workers.card import Instance, ModelCard
@@ -63,11 +63,14 @@ class ServedModels:
     # --- questions --------------------------------------------------------------------------------
 
     def get(self, name: str) -> ServedModel:
-        """Raises ModelNotFound, which lists the models there are."""
+        """Raises ModelNotFound, which lists the models there are; NotReady for one that workers are
+        listed for and whose files are not loaded yet."""
         model = self._models.get(name)
-        if model is None:
-            raise ModelNotFound(name, sorted(self._models))
-        return model
+        if model is not None:
+            return model
+        if any(instance.card.name == name for instance in self._instances.values()):
+            raise NotReady()
+        raise ModelNotFound(name, sorted(self._models))
 
     def models(self) -> list[ServedModel]:
         return [self._models[name] for name in sorted(self._models)]
@@ -82,6 +85,11 @@ class ServedModels:
             instance.card.name == name and worker_id not in self._refused
             for worker_id, instance in self._instances.items()
         )
+
+    def bootstrap_address(self, worker_id: int) -> str | None:
+        """Where decode workers meet this prefill worker; None if they don't."""
+        instance = self._instances.get(worker_id)
+        return None if instance is None else instance.bootstrap_address
 
     def refused(self) -> dict[int, str]:
         """Workers that were turned away, and why."""

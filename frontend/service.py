@@ -8,6 +8,8 @@ from aiohttp import web
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
+from frontend.disaggregation import Disaggregation
+from frontend.errors import OVERLOAD_STATUS
 from frontend.metrics import FrontendMetrics
 from frontend.served import ServedModels
 from router.metrics import RouterMetrics
@@ -17,6 +19,7 @@ from router.snapshot_trigger import SnapshotTrigger
 from workers.clients import WorkerClients
 
 if TYPE_CHECKING:
+    from frontend.busy_threshold import ThresholdBoard
     from frontend.generation import Generation
 
 MIB = 1024 * 1024
@@ -32,6 +35,19 @@ class Limits(Struct, frozen=True, kw_only=True):
     """A client with this much of its stream unread is cut off."""
     unread_s: float = 60.0
     """So is one that has not taken the end of its answer after this long."""
+
+
+class Deadlines(Struct, frozen=True, kw_only=True):
+    """How long a request may take; None: as long as it takes."""
+
+    first_token_s: float | None = None
+    """From sending it to a worker, or from its coming in while it waits, to the first output."""
+    inter_token_s: float | None = None
+    total_s: float | None = None
+
+    @property
+    def are_set(self) -> bool:
+        return self != Deadlines()
 
 
 class Service(Struct, kw_only=True):
@@ -52,6 +68,13 @@ class Service(Struct, kw_only=True):
     draining: asyncio.Event
     live: set["Generation"]
     """Started and not ended."""
+    thresholds: "ThresholdBoard"
+    overload_status: int = OVERLOAD_STATUS
+    migration_limit: int = 0
+    cache_control: bool = False
+    """Whether clients may have prefixes pinned."""
+    deadlines: Deadlines = Deadlines()
+    disaggregation: Disaggregation = Disaggregation()
     snapshots: SnapshotTrigger | None
     """None: this frontend has none taken."""
 

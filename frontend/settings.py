@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from eventstore.options import Option
 from eventstore.process_settings import NAMESPACE_DEFAULT
 from eventstore.subjects import check_namespace
-from router.settings import SnapshotSettings
+from frontend.tolerance_settings import ToleranceSettings
 
 Later = partial(Option, available=False)
 """An option of the page whose machinery is not built."""
@@ -23,7 +23,7 @@ def _path(name: str, endpoint: str, group: str = "") -> Option:
     return Later(variables, f"Path of the {endpoint} endpoint.", group=group, flag=False)
 
 
-class FrontendSettings(SnapshotSettings, frozen=True, kw_only=True):
+class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
     """The OpenAI-compatible HTTP server: routes each request to a worker, by the log."""
 
     program: ClassVar[str] = "python -m frontend"
@@ -62,190 +62,16 @@ class FrontendSettings(SnapshotSettings, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 5.0
-
-    router_mode: Annotated[
-        Literal["round-robin", "random", "kv", "direct"],
-        Option(
-            "DYN_ROUTER_MODE",
-            "How a worker is chosen: in turn, at random, by prefix and load, or by the client.",
-            group="Router",
-        ),
-    ] = "round-robin"
-    router_kv_overlap_score_weight: Annotated[
-        float,
-        Option(
-            "DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT",
-            "Weight of the blocks to prefill in a worker's cost. Higher keeps prefixes together, "
-            "lower spreads the load.",
-            aliases=("--kv-overlap-score-weight",),
-            ge=0,
-        ),
-    ] = 1.0
-    router_temperature: Annotated[
-        float,
-        Option(
-            "DYN_ROUTER_TEMPERATURE",
-            "Temperature of the draw among the workers by cost; 0 always takes the lowest.",
-            ge=0,
-        ),
-    ] = 0.0
-    router_kv_events: Annotated[
-        bool,
-        Later(
-            "DYN_ROUTER_USE_KV_EVENTS",
-            "Follow the workers' KV cache events, instead of guessing what they hold.",
-            aliases=("--kv-events",),
-        ),
-    ] = True
-    router_ttl_secs: Annotated[
-        float,
-        Later(
-            "DYN_ROUTER_TTL_SECS",
-            "Without KV events: how long a block is believed to stay cached.",
-            aliases=("--router-ttl",),
-            unit="seconds",
-            gt=0,
-        ),
-    ] = 120.0
-    router_max_tree_size: Annotated[
+    http_overload_status_code: Annotated[
         int,
-        Later(
-            "DYN_ROUTER_MAX_TREE_SIZE",
-            "Without KV events: how many blocks are believed cached at most.",
-            unit="blocks",
-            ge=1,
-        ),
-    ] = 1_048_576
-    router_prune_target_ratio: Annotated[
-        float,
-        Later(
-            "DYN_ROUTER_PRUNE_TARGET_RATIO",
-            "Without KV events: the share of --router-max-tree-size that pruning leaves.",
-            ge=0,
-            le=1,
-        ),
-    ] = 0.8
-    router_replica_sync: Annotated[
-        bool,
         Option(
-            "DYN_ROUTER_REPLICA_SYNC",
-            "Count the requests that other frontends routed in the load that this one sees.",
+            "DYN_HTTP_OVERLOAD_STATUS_CODE",
+            "Status of an answer that says to come back later because the workers are busy.",
+            flag=False,
+            ge=400,
+            le=599,
         ),
-    ] = False
-    router_snapshot_threshold: Annotated[
-        int | None,
-        Option(
-            "DYN_ROUTER_SNAPSHOT_THRESHOLD",
-            "Messages in the log after the last snapshot that make the next one due.",
-            unit="messages",
-            unset="only the bytes count",
-            ge=1,
-        ),
-    ] = 1_000_000
-    router_reset_states: Annotated[
-        bool,
-        Option(
-            "DYN_ROUTER_RESET_STATES",
-            "Empty the router's state at the start. It is an event in the log, so every replica "
-            "empties its own at the same place; caches and running requests are told anew.",
-        ),
-    ] = False
-    router_track_active_blocks: Annotated[
-        bool,
-        Later(
-            "DYN_ROUTER_TRACK_ACTIVE_BLOCKS",
-            "Count the blocks of running requests in a worker's cost.",
-            aliases=("--track-active-blocks",),
-        ),
-    ] = True
-    router_assume_kv_reuse: Annotated[
-        bool,
-        Later(
-            "DYN_ROUTER_ASSUME_KV_REUSE",
-            "Count an active block that several requests share once.",
-            aliases=("--assume-kv-reuse",),
-        ),
-    ] = True
-    router_track_output_blocks: Annotated[
-        bool,
-        Later(
-            "DYN_ROUTER_TRACK_OUTPUT_BLOCKS",
-            "Count the blocks that a request's output fills while it grows.",
-            aliases=("--track-output-blocks",),
-        ),
-    ] = False
-    router_event_threads: Annotated[
-        int, Later("DYN_ROUTER_EVENT_THREADS", "Threads that apply KV events.", ge=1)
-    ] = 4
-    router_queue_threshold: Annotated[
-        float | None,
-        Later(
-            "DYN_ROUTER_QUEUE_THRESHOLD",
-            "A worker takes no more requests while its active prefill tokens are above this many "
-            "times what it can batch.",
-            unset="no queue",
-            ge=0,
-        ),
-    ] = 2.0
-    router_queue_policy: Annotated[
-        Literal["fcfs", "wspt"],
-        Later(
-            "DYN_ROUTER_QUEUE_POLICY",
-            "Order of the queue: first come, first served, for the slowest TTFTs; or by weighted "
-            "shortest prefill, for the mean TTFT.",
-        ),
-    ] = "fcfs"
-    enable_cache_control: Annotated[
-        bool,
-        Later(
-            "DYN_ENABLE_CACHE_CONTROL",
-            "Let clients pin a prefix in the cache for a time. Needs the kv mode.",
-        ),
-    ] = False
-    decode_fallback: Annotated[
-        bool,
-        Later(
-            "DYN_DECODE_FALLBACK", "Prefill on a decode worker while there is no prefill worker."
-        ),
-    ] = False
-
-    migration_limit: Annotated[
-        int,
-        Later(
-            "DYN_MIGRATION_LIMIT",
-            "How many times a request may move on after it lost its worker; 0 is never.",
-            group="Fault tolerance",
-            ge=0,
-            le=2**32 - 1,
-        ),
-    ] = 0
-    active_decode_blocks_threshold: Annotated[
-        float | None,
-        Later(
-            "DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD",
-            "A worker is busy above this share of its KV blocks.",
-            ge=0,
-            le=1,
-        ),
-    ] = None
-    active_prefill_tokens_threshold: Annotated[
-        int | None,
-        Later(
-            "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD",
-            "A worker is busy above this many active prefill tokens.",
-            unit="tokens",
-            ge=0,
-        ),
-    ] = None
-    active_prefill_tokens_threshold_frac: Annotated[
-        float | None,
-        Later(
-            "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC",
-            "A worker is busy above this many times its max_num_batched_tokens in active prefill "
-            "tokens. Either of the two prefill thresholds is enough.",
-            ge=0,
-        ),
-    ] = None
+    ] = 503
 
     namespace: Annotated[
         str | None,

@@ -132,6 +132,10 @@ class RadixTree:
         """The rank's bit number in masks."""
         return self._slots[rank]
 
+    def rank_of(self, slot: int) -> WorkerRank:
+        """Whose slot it is. The slot must be in use."""
+        return self._ranks[slot]
+
     def ranks_of(self, mask: int) -> list[WorkerRank]:
         """The ranks whose slots are in a mask of `match_depths`, by slot."""
         return select(mask, self._ranks)

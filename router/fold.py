@@ -21,6 +21,8 @@ from eventstore.events import (
     KvRebased,
     OutputGrown,
     PrefillCompleted,
+    PrefillHopEnded,
+    PrefixPinned,
     RequestAccepted,
     RequestCancelled,
     RequestCompleted,
@@ -33,18 +35,31 @@ from eventstore.events import (
     StateReset,
     WorkerRegistered,
     WorkerRemoved,
+    WorkerSetAside,
 )
 from eventstore.log import Record
 from eventstore.subjects import producer_of, rank_of_kv_producer
 from indexer.radix import WorkerRank
-from router.lifecycle import Phase, next_phase
+from router.lifecycle import Phase
+from router.request_fold import (
+    accepted,
+    ended,
+    forget_request,
+    migrated,
+    output_grown,
+    prefill_completed,
+    prefill_hop_ended,
+    queued,
+    routed,
+)
 from router.state import (
+    NS_PER_S,
     PRODUCERS_MAX,
     REMOVED_MAX,
     Anomalies,
-    LiveRequest,
     Producer,
     RouterState,
+    Setting,
 )
 
 
@@ -65,10 +80,14 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     if decoded.unreadable:
         _note_unreadable(state, record, decoded)
     events = [] if decoded.batch is None else _unseen(state, decoded)
-    for event in events:
-        HANDLERS[type(event)](state, event)
+    # Before the events, since some count from the time, or are known by the place, of their record.
     state.cursor = record.seq
     state.time_ns = record.time_ns
+    state.predicted.expire(record.time_ns)
+    state.pinned.expire(record.time_ns)
+    state.sessions.expire(record.time_ns)
+    for event in events:
+        HANDLERS[type(event)](state, event)
     return events
 
 
@@ -86,7 +105,7 @@ def _note_unreadable(state: RouterState, record: Record, decoded: codec.Decoded)
 def _doubt(state: RouterState, producer: str) -> None:
     """Something of `producer` is missing. A rank's cache can be asked for again."""
     named = rank_of_kv_producer(producer)
-    if named is not None and _is_registered(state, *named):
+    if named is not None and state.is_registered(*named):
         state.unbased.add(WorkerRank(*named))
 
 
@@ -131,35 +150,35 @@ def _unseen(state: RouterState, decoded: codec.Decoded) -> list[AnyEvent]:
 # --- KV cache -------------------------------------------------------------------------------------
 
 
-def _is_registered(state: RouterState, worker_id: int, dp_rank: int) -> bool:
-    worker = state.workers.get(worker_id)
-    return worker is not None and 0 <= dp_rank - worker.dp_start < worker.dp_size
-
-
-def _rank(state: RouterState, worker_id: int, dp_rank: int) -> WorkerRank | None:
-    if not _is_registered(state, worker_id, dp_rank):
-        state.anomalies.unknown_worker += 1
-        return None
-    return WorkerRank(worker_id, dp_rank)
-
-
 def _block_stored(state: RouterState, event: BlockStored) -> None:
-    rank = _rank(state, event.worker_id, event.dp_rank)
+    rank = state.rank(event.worker_id, event.dp_rank)
     if rank is not None:
         state.tree.store(rank, event.parent_hash, event.sequence_hashes)
 
 
 def _block_removed(state: RouterState, event: BlockRemoved) -> None:
-    rank = _rank(state, event.worker_id, event.dp_rank)
+    rank = state.rank(event.worker_id, event.dp_rank)
     if rank is not None:
         state.tree.remove(rank, event.sequence_hashes)
 
 
 def _cleared(state: RouterState, event: AllBlocksCleared | KvRebased) -> None:
-    rank = _rank(state, event.worker_id, event.dp_rank)
+    rank = state.rank(event.worker_id, event.dp_rank)
+    if rank is None:
+        return
+    state.tree.clear(rank)
+    state.unbased.discard(rank)
+    if type(event) is AllBlocksCleared:
+        slot = state.tree.slot_of(rank)
+        state.predicted.drop_slot(slot)
+        state.pinned.drop_slot(slot)
+
+
+def _prefix_pinned(state: RouterState, event: PrefixPinned) -> None:
+    rank = state.rank(event.worker_id, event.dp_rank)
     if rank is not None:
-        state.tree.clear(rank)
-        state.unbased.discard(rank)
+        until_ns = state.time_ns + event.ttl_s * NS_PER_S
+        state.pinned.insert(state.tree.slot_of(rank), event.sequence_hashes, until_ns)
 
 
 # --- workers --------------------------------------------------------------------------------------
@@ -184,6 +203,7 @@ def _worker_removed(state: RouterState, event: WorkerRemoved) -> None:
         state.anomalies.unknown_worker += 1
         return
     _forget_ranks(state, event.worker_id)
+    state.prefill_models.pop(event.worker_id, None)
     del state.workers[event.worker_id]
     state.removed_workers[event.worker_id] = None
     if len(state.removed_workers) > REMOVED_MAX:
@@ -194,9 +214,16 @@ def _worker_removed(state: RouterState, event: WorkerRemoved) -> None:
 def _forget_ranks(state: RouterState, worker_id: int) -> None:
     """Blocks and bookings go with the ranks; requests there wait for a new choice or their end."""
     for rank in state.ranks_of(worker_id):
-        for request_id in state.active.drop_slot(state.tree.slot_of(rank)):
-            live = state.requests[request_id]
-            live.phase, live.slot = Phase.ACCEPTED, -1
+        slot = state.tree.slot_of(rank)
+        if state.active.drop_slot(slot):
+            for live in state.requests.values():
+                if live.slot == slot:
+                    live.phase, live.slot = Phase.ACCEPTED, -1
+                if live.prefill_slot == slot:
+                    live.prefill_slot = -1
+        state.predicted.drop_slot(slot)
+        state.pinned.drop_slot(slot)
+        state.sessions.drop_rank(rank)
         state.tree.remove_rank(rank)
         state.unbased.discard(rank)
 
@@ -207,79 +234,14 @@ def _forget_ranks(state: RouterState, worker_id: int) -> None:
 def _frontend_removed(state: RouterState, event: FrontendRemoved) -> None:
     gone = [key for key, live in state.requests.items() if live.frontend_id == event.frontend_id]
     for request_id in gone:
-        del state.requests[request_id]
-        state.active.free(request_id)
-
-
-# --- requests -------------------------------------------------------------------------------------
-
-
-def _advance(state: RouterState, request_id: str, event: type[Event]) -> LiveRequest | None:
-    """Move the request to the phase that `event` leads to; None, counted, if it may not happen."""
-    live = state.requests.get(request_id)
-    phase = None if live is None else next_phase(live.phase, event)
-    if live is None or phase is None:
-        state.anomalies.out_of_order += 1
-        return None
-    live.phase = phase
-    return live
-
-
-def _accepted(state: RouterState, event: RequestAccepted) -> None:
-    if event.request_id in state.requests:
-        state.anomalies.out_of_order += 1
-        return
-    state.requests[event.request_id] = LiveRequest(Phase.ACCEPTED, event.frontend_id)
-
-
-def _queued(state: RouterState, event: RequestQueued) -> None:
-    _advance(state, event.request_id, RequestQueued)
-
-
-def _routed(state: RouterState, event: RequestRouted) -> None:
-    rank = _rank(state, event.worker_id, event.dp_rank)
-    if rank is None:
-        return
-    live = _advance(state, event.request_id, RequestRouted)
-    if live is None:
-        return
-    live.slot = state.tree.slot_of(rank)
-    live.attempt = event.attempt
-    block_size = state.workers[event.worker_id].block_size
-    prefill_tokens = max(0, event.isl - event.overlap_blocks * block_size)
-    state.active.book(event.request_id, live.slot, prefill_tokens, event.sequence_hashes)
-
-
-def _prefill_completed(state: RouterState, event: PrefillCompleted) -> None:
-    if _advance(state, event.request_id, PrefillCompleted) is not None:
-        state.active.prefill_completed(event.request_id)
-
-
-def _output_grown(state: RouterState, event: OutputGrown) -> None:
-    _advance(state, event.request_id, OutputGrown)
-
-
-def _migrated(state: RouterState, event: RequestMigrated) -> None:
-    live = _advance(state, event.request_id, RequestMigrated)
-    if live is not None:
-        live.slot = -1
-        state.active.free(event.request_id)
-
-
-def _ended(
-    state: RouterState,
-    event: RequestCompleted | RequestFailed | RequestCancelled | RequestRejected,
-) -> None:
-    if _advance(state, event.request_id, type(event)) is not None:
-        del state.requests[event.request_id]
-        state.active.free(event.request_id)
+        forget_request(state, request_id)
 
 
 # --- operators ------------------------------------------------------------------------------------
 
 
 def _threshold_changed(state: RouterState, event: BusyThresholdChanged) -> None:
-    state.thresholds[event.model] = event
+    state.thresholds[event.model] = Setting(event, state.cursor, state.time_ns)
 
 
 def _reset(state: RouterState, event: StateReset) -> None:
@@ -287,16 +249,19 @@ def _reset(state: RouterState, event: StateReset) -> None:
     for rank in state.tree.ranks():
         state.tree.clear(rank)
         state.unbased.add(rank)
-    for request_id in state.requests:
-        state.active.free(request_id)
-    state.requests.clear()
+    for request_id in list(state.requests):
+        forget_request(state, request_id)
     state.thresholds.clear()
+    state.predicted.clear()
+    state.pinned.clear()
+    state.sessions.clear()
+    state.prefill_models.clear()
     state.anomalies = Anomalies()
     state.unreadable_chain = 0
 
 
-def _snapshot_taken(state: RouterState, event: SnapshotTaken) -> None:
-    """A snapshot says nothing new about the state."""
+def _says_nothing_new(state: RouterState, event: SnapshotTaken | WorkerSetAside) -> None:
+    """Written for whoever reads the log; nothing follows for the state."""
 
 
 HANDLERS: Final[Mapping[type[Event], Callable[[RouterState, Any], None]]] = {
@@ -304,21 +269,24 @@ HANDLERS: Final[Mapping[type[Event], Callable[[RouterState, Any], None]]] = {
     BlockRemoved: _block_removed,
     AllBlocksCleared: _cleared,
     KvRebased: _cleared,
+    PrefixPinned: _prefix_pinned,
     WorkerRegistered: _worker_registered,
     WorkerRemoved: _worker_removed,
     FrontendRemoved: _frontend_removed,
-    RequestAccepted: _accepted,
-    RequestQueued: _queued,
-    RequestRouted: _routed,
-    PrefillCompleted: _prefill_completed,
-    OutputGrown: _output_grown,
-    RequestMigrated: _migrated,
-    RequestCompleted: _ended,
-    RequestFailed: _ended,
-    RequestCancelled: _ended,
-    RequestRejected: _ended,
+    RequestAccepted: accepted,
+    RequestQueued: queued,
+    RequestRouted: routed,
+    PrefillCompleted: prefill_completed,
+    PrefillHopEnded: prefill_hop_ended,
+    OutputGrown: output_grown,
+    RequestMigrated: migrated,
+    RequestCompleted: ended,
+    RequestFailed: ended,
+    RequestCancelled: ended,
+    RequestRejected: ended,
+    WorkerSetAside: _says_nothing_new,
     BusyThresholdChanged: _threshold_changed,
     StateReset: _reset,
-    SnapshotTaken: _snapshot_taken,
+    SnapshotTaken: _says_nothing_new,
 }
 """One handler per event type; a test holds the table to `AnyEvent`."""

@@ -2,6 +2,9 @@
 
 A pair that is not in the table is an anomaly: the fold counts it and changes nothing. Requests in
 a terminal phase are forgotten, so their late events are anomalies too.
+
+The hop of a disaggregated request to a prefill worker is no phase: it runs before the decode
+worker's booking or beside it (`router.fold` says when it may begin and end).
 """
 
 from collections.abc import Mapping

@@ -4,11 +4,13 @@ import time
 
 from prometheus_client import CollectorRegistry
 
+from eventstore.events import RequestRouted
 from eventstore.metrics import Metric, build
 from eventstore.publisher import Publisher
 from router.replica import Replica, ReplicaStatus
-from router.router import Router, Timings
+from router.router import Router
 from router.snapshot_trigger import SnapshotTrigger
+from router.ticket import Timings
 
 _FINE_MS = tuple(0.001 * 2**k for k in range(15))
 _COARSE_MS = tuple(0.01 * 3**k for k in range(17))
@@ -130,15 +132,18 @@ class RouterMetrics:
         self._hit_rate = histograms["dynamo_router_kv_hit_rate"].labels(router_id)
         self._requests = self._built.counters["dynamo_router_requests_total"].labels(router_id)
 
-    def routed(self, hashing_s: float, timings: Timings, hit_rate: float | None) -> None:
-        """One decision. hit_rate: None for a prompt of no complete block."""
+    def hashed(self, seconds: float) -> None:
+        """A prompt's blocks were hashed."""
+        self._hashing.observe(seconds * 1e3)
+
+    def routed(self, timings: Timings, routed: RequestRouted) -> None:
+        """One decision."""
         self._requests.inc()
-        self._hashing.observe(hashing_s * 1e3)
         self._matching.observe(timings.find_matches_s * 1e3)
-        self._scheduling.observe(timings.scheduling_s * 1e3)
-        self._total.observe((hashing_s + timings.find_matches_s + timings.scheduling_s) * 1e3)
-        if hit_rate is not None:
-            self._hit_rate.observe(hit_rate)
+        self._scheduling.observe((timings.scheduling_s + timings.queued_s) * 1e3)
+        self._total.observe(timings.total_s * 1e3)
+        if routed.sequence_hashes:
+            self._hit_rate.observe(routed.overlap_blocks / len(routed.sequence_hashes))
 
     def collect(self) -> None:
         """Bring gauges and counters up to date; called once a scrape."""

@@ -29,7 +29,11 @@ class RouterMode(StrEnum):
     ROUND_ROBIN = "round-robin"
     RANDOM = "random"
     KV = "kv"
+    POWER_OF_TWO = "power-of-two"
+    LEAST_LOADED = "least-loaded"
     DIRECT = "direct"
+    SESSION = "session"
+    """No mode that can be set: the request's session is bound to the rank."""
 
 
 class Load(NamedTuple):
@@ -37,6 +41,7 @@ class Load(NamedTuple):
 
     prefill_tokens: Sequence[int]
     blocks: Sequence[int]
+    requests: Sequence[int]
 
 
 class Prompt(NamedTuple):
@@ -85,8 +90,24 @@ def costs(
     base = weight * isl + block_count
     return [
         base + weight * tokens + blocks - overlap_weight * overlap - active
-        for tokens, blocks, overlap, active in zip(*load, overlaps, active_overlaps, strict=True)
+        for tokens, blocks, overlap, active in zip(
+            load.prefill_tokens, load.blocks, overlaps, active_overlaps, strict=True
+        )
     ]
+
+
+def power_of_two(requests: Sequence[int], rng: Random) -> int:
+    """Index of the candidate with fewer requests of two that are drawn; of equals the first."""
+    if len(requests) == 1:
+        return 0
+    first, second = rng.sample(range(len(requests)), 2)
+    return second if requests[second] < requests[first] else first
+
+
+def least_loaded(requests: Sequence[int], rng: Random) -> int:
+    """Index of the candidate with the fewest requests; of equals a random one."""
+    fewest = min(requests)
+    return rng.choice([index for index, count in enumerate(requests) if count == fewest])
 
 
 def pick(

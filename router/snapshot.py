@@ -2,8 +2,9 @@
 
     u32 length | part | u32 length | part | …          parts as MessagePack
 
-The first part is everything small; then come the live requests and the tree's chains, in parts that
-are small enough to be restored one by one between other work. Equal states make equal bytes: about
+The first part is everything small; then come the live requests, the bound sessions, the predicted
+and pinned blocks and the tree's chains, in parts that are small enough to be restored one by one
+between other work. Equal states make equal bytes: about
 9 bytes for each block, however many ranks hold it.
 """
 
@@ -14,15 +15,20 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from eventstore.events import BusyThresholdChanged, WorkerRegistered
+from eventstore.events import WorkerRegistered
 from eventstore.snapshots import BadSnapshot, Snapshot, checking, pack, unpack
 from indexer.dump import Chain, dump, store_chain
+from indexer.predicted import PredictedIndex, Run
 from indexer.radix import WorkerRank
+from router.active import Booking
+from router.affinity import SessionEntry
+from router.cost import PrefillModel
 from router.lifecycle import Phase
-from router.state import Anomalies, LiveRequest, Producer, RouterState
+from router.state import Anomalies, LiveRequest, Producer, RouterState, Setting, hop_id
 
 PAIRS_PER_STEP = 2048
 """(block, rank) pairs, or blocks of bookings, that are restored in a step: 1 to 2 ms."""
+SESSIONS_PER_STEP = 256
 CHAIN_BLOCKS_MAX = 2048
 """Longer chains are cut, so that a step with them is not much longer."""
 
@@ -41,26 +47,52 @@ class _Small(Struct, frozen=True, array_like=True, tag=0):
     """Those of the tree, sorted. Others refer to them by their place here."""
     workers: list[WorkerRegistered]
     unbased: list[WorkerRank]
-    thresholds: list[BusyThresholdChanged]
+    thresholds: list[Setting]
     producers: list[tuple[str, int, int]]
     """(name, epoch, next), the one unheard for longest first."""
     removed_workers: list[int]
     """The one removed first, first."""
     anomalies: Anomalies
     unreadable_chain: int
+    prefill_models: list[tuple[int, PrefillModel]]
+
+
+class _Booked(Struct, frozen=True, array_like=True, gc=False):
+    """A booking. place: of its rank."""
+
+    place: int
+    prefill_tokens: int
+    sequence_hashes: bytes
+    """Little-endian u64 each."""
+    own_blocks: int
+    output_blocks: int
+    relief: int
 
 
 class _Live(Struct, frozen=True, array_like=True, gc=False):
-    """A live request. place: of the rank where it is booked, -1 for none."""
+    """A live request, with its own booking and that of its hop."""
 
     request_id: str
     phase: Phase
     frontend_id: int
     attempt: int
-    place: int = -1
-    prefill_tokens: int = 0
-    sequence_hashes: bytes = b""
-    """Little-endian u64 each."""
+    isl: int
+    expected_osl: int | None
+    tokens_ahead: int
+    booked: _Booked | None = None
+    hop: _Booked | None = None
+
+
+class _Sessions(Struct, frozen=True, array_like=True, tag=3):
+    entries: list[SessionEntry]
+
+
+class _Believed(Struct, frozen=True, array_like=True, tag=4):
+    """Predicted or pinned blocks of the rank at `place`."""
+
+    pinned: bool
+    place: int
+    runs: list[Run]
 
 
 class _Requests(Struct, frozen=True, array_like=True, tag=1):
@@ -72,7 +104,8 @@ class _Chains(Struct, frozen=True, array_like=True, tag=2):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Small | _Requests | _Chains)
+_Part = _Small | _Requests | _Chains | _Sessions | _Believed
+_decoder: msgspec.msgpack.Decoder[_Part] = msgspec.msgpack.Decoder(_Part)
 
 
 def snapshot_of(state: RouterState, *, identity: str, version: str, from_seq: int = 1) -> bytes:
@@ -139,9 +172,16 @@ def encode(state: RouterState) -> bytes:
         removed_workers=list(state.removed_workers),
         anomalies=state.anomalies,
         unreadable_chain=state.unreadable_chain,
+        prefill_models=sorted(state.prefill_models.items()),
     )
     parts: list[bytes] = []
-    for part in (small, *_request_parts(state, dumped.ranks), *_chain_parts(dumped.chains)):
+    for part in (
+        small,
+        *_request_parts(state, dumped.ranks),
+        *_session_parts(state),
+        *_believed_parts(state, dumped.ranks),
+        *_chain_parts(dumped.chains),
+    ):
         data = _encoder.encode(part)
         parts += (_LENGTH.pack(len(data)), data)
     return b"".join(parts)
@@ -153,24 +193,59 @@ def _request_parts(state: RouterState, ranks: list[WorkerRank]) -> Iterator[_Req
     room = PAIRS_PER_STEP
     for request_id in sorted(state.requests):
         request = state.requests[request_id]
-        each = _Live(request_id, request.phase, request.frontend_id, request.attempt)
-        booking = state.active.get(request_id)
-        if booking is not None:
-            hashes = booking.sequence_hashes
-            each = msgspec.structs.replace(
-                each,
-                place=place_of[booking.slot],
-                prefill_tokens=booking.prefill_tokens,
-                sequence_hashes=struct.pack(f"<{len(hashes)}Q", *hashes),
-            )
-            room -= len(hashes)
+        bookings = [state.active.get(key) for key in (request_id, hop_id(request_id))]
+        each = _Live(
+            request_id,
+            request.phase,
+            request.frontend_id,
+            request.attempt,
+            request.isl,
+            request.expected_osl,
+            request.tokens_ahead,
+            *(_booked(booking, place_of) for booking in bookings),
+        )
         live.append(each)
-        room -= 1
+        room -= 1 + sum(len(booking.sequence_hashes) for booking in bookings if booking)
         if room <= 0:
             yield _Requests(live)
             live, room = [], PAIRS_PER_STEP
     if live:
         yield _Requests(live)
+
+
+def _booked(booking: Booking | None, place_of: dict[int, int]) -> _Booked | None:
+    if booking is None:
+        return None
+    hashes = booking.sequence_hashes
+    return _Booked(
+        place_of[booking.slot],
+        booking.prefill_tokens,
+        struct.pack(f"<{len(hashes)}Q", *hashes),
+        booking.own_blocks,
+        booking.output_blocks,
+        booking.relief,
+    )
+
+
+def _session_parts(state: RouterState) -> Iterator[_Sessions]:
+    entries = state.sessions.entries()
+    for start in range(0, len(entries), SESSIONS_PER_STEP):
+        yield _Sessions(entries[start : start + SESSIONS_PER_STEP])
+
+
+def _believed_parts(state: RouterState, ranks: list[WorkerRank]) -> Iterator[_Believed]:
+    for pinned, index in ((False, state.predicted), (True, state.pinned)):
+        for place, rank in enumerate(ranks):
+            part: list[Run] = []
+            room = PAIRS_PER_STEP
+            for run in index.runs(state.tree.slot_of(rank)):
+                part.append(run)
+                room -= len(run.depth_steps)
+                if room <= 0:
+                    yield _Believed(pinned, place, part)
+                    part, room = [], PAIRS_PER_STEP
+            if part:
+                yield _Believed(pinned, place, part)
 
 
 def _chain_parts(chains: Iterable[Chain]) -> Iterator[_Chains]:
@@ -216,6 +291,17 @@ def _restoring(body: memoryview) -> Generator[None, None, RouterState]:
             for live in part.live:
                 _restore_request(state, small.ranks, live)
             yield
+        elif isinstance(part, _Sessions):
+            for entry in part.entries:
+                rank = WorkerRank(entry.worker_id, entry.dp_rank)
+                state.sessions.bind(entry.session_id, rank, entry.expires_ns)
+            yield
+        elif isinstance(part, _Believed):
+            index: PredictedIndex = state.pinned if part.pinned else state.predicted
+            slot = state.tree.slot_of(small.ranks[part.place])
+            for run in part.runs:
+                index.restore(slot, run)
+            yield
         elif isinstance(part, _Chains):
             for chain in part.chains:
                 for pairs in store_chain(state.tree, small.ranks, chain):
@@ -228,7 +314,7 @@ def _restoring(body: memoryview) -> Generator[None, None, RouterState]:
     return state
 
 
-def _parts(body: memoryview) -> Iterator[_Small | _Requests | _Chains]:
+def _parts(body: memoryview) -> Iterator[_Part]:
     start = 0
     while start < len(body):
         (length,) = _LENGTH.unpack_from(body, start)
@@ -244,7 +330,8 @@ def _restored_small(small: _Small) -> RouterState:
         state.active.add_slot(state.tree.add_rank(rank))
     state.workers.update((worker.worker_id, worker) for worker in small.workers)
     state.unbased.update(small.unbased)
-    state.thresholds.update((threshold.model, threshold) for threshold in small.thresholds)
+    state.thresholds.update((setting.changed.model, setting) for setting in small.thresholds)
+    state.prefill_models.update(small.prefill_models)
     state.producers.update((name, Producer(epoch, end)) for name, epoch, end in small.producers)
     state.removed_workers.update(dict.fromkeys(small.removed_workers))
     state.anomalies = small.anomalies
@@ -253,9 +340,29 @@ def _restored_small(small: _Small) -> RouterState:
 
 
 def _restore_request(state: RouterState, ranks: list[WorkerRank], live: _Live) -> None:
-    slot = -1 if live.place < 0 else state.tree.slot_of(ranks[live.place])
-    state.requests[live.request_id] = LiveRequest(live.phase, live.frontend_id, slot, live.attempt)
-    if slot >= 0:
-        count = len(live.sequence_hashes) // _HASH_BYTES
-        hashes = list(struct.unpack(f"<{count}Q", live.sequence_hashes))
-        state.active.book(live.request_id, slot, live.prefill_tokens, hashes)
+    request = state.requests[live.request_id] = LiveRequest(
+        live.phase,
+        live.frontend_id,
+        attempt=live.attempt,
+        isl=live.isl,
+        expected_osl=live.expected_osl,
+        tokens_ahead=live.tokens_ahead,
+    )
+    if live.booked is not None:
+        request.slot = state.tree.slot_of(ranks[live.booked.place])
+        state.active.restore(live.request_id, _booking(request.slot, live.booked))
+    if live.hop is not None:
+        request.prefill_slot = state.tree.slot_of(ranks[live.hop.place])
+        state.active.restore(hop_id(live.request_id), _booking(request.prefill_slot, live.hop))
+
+
+def _booking(slot: int, booked: _Booked) -> Booking:
+    count = len(booked.sequence_hashes) // _HASH_BYTES
+    return Booking(
+        slot,
+        booked.prefill_tokens,
+        list(struct.unpack(f"<{count}Q", booked.sequence_hashes)),
+        booked.own_blocks,
+        booked.output_blocks,
+        booked.relief,
+    )

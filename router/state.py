@@ -4,6 +4,7 @@
 and holds nothing that does not follow from the records up to `cursor`.
 """
 
+import functools
 import hashlib
 from collections import OrderedDict
 
@@ -11,9 +12,15 @@ import msgspec
 from msgspec import Struct
 
 from eventstore.events import BusyThresholdChanged, WorkerRegistered
+from indexer.predicted import PredictedIndex
 from indexer.radix import RadixTree, WorkerRank
 from router.active import ActiveSequences
+from router.affinity import Sessions
+from router.cost import PrefillModel
 from router.lifecycle import Phase
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
 
 PRODUCERS_MAX = 4096
 """Producers remembered for deduplication; beyond, the one unheard for longest is forgotten."""
@@ -29,12 +36,27 @@ class Producer(Struct, gc=False):
 
 
 class LiveRequest(Struct, gc=False):
-    """A request that has not ended. `slot`: -1 while it is booked nowhere."""
+    """A request that has not ended. A slot is -1 while it has no booking in that role."""
 
     phase: Phase
     frontend_id: int
     slot: int = -1
     attempt: int = -1
+    prefill_slot: int = -1
+    """Of its hop to a prefill worker, which is booked beside the request itself."""
+    isl: int = 0
+    """Prompt tokens of the last choice: after a migration the prompt is longer."""
+    expected_osl: int | None = None
+    tokens_ahead: int = 0
+    """Prefill tokens that the chosen rank had to compute before this request's own."""
+
+
+class Setting(Struct, frozen=True, array_like=True):
+    """The busy thresholds of a model, and where in the log they were set."""
+
+    changed: BusyThresholdChanged
+    seq: int
+    time_ns: int
 
 
 class Anomalies(Struct):
@@ -52,6 +74,23 @@ class Anomalies(Struct):
     """Request events that may not follow in the request's phase."""
 
 
+@functools.cache
+def prior_model(max_num_batched_tokens: int | None) -> PrefillModel:
+    """What is assumed of a worker before anything is learned. Not to be changed."""
+    return new_model(max_num_batched_tokens)
+
+
+def new_model(max_num_batched_tokens: int | None) -> PrefillModel:
+    if max_num_batched_tokens is None or max_num_batched_tokens < 1:
+        return PrefillModel()
+    return PrefillModel(batch_tokens=max_num_batched_tokens)
+
+
+def hop_id(request_id: str) -> str:
+    """The id under which a request's hop to a prefill worker is booked."""
+    return f"{request_id}\x00prefill"
+
+
 class RouterState:
     """Index, load, workers and thresholds as of record `cursor`."""
 
@@ -66,7 +105,14 @@ class RouterState:
         """Registered ranks whose blocks are not all known: they have not announced their cache
         since they registered or since a reset, or something they wrote is missing."""
         self.requests: dict[str, LiveRequest] = {}
-        self.thresholds: dict[str, BusyThresholdChanged] = {}
+        self.thresholds: dict[str, Setting] = {}
+        self.predicted = PredictedIndex()
+        """Blocks that ranks are believed to cache since requests with them were sent there."""
+        self.pinned = PredictedIndex()
+        """Blocks that ranks have promised to keep for a time."""
+        self.sessions = Sessions()
+        self.prefill_models: dict[int, PrefillModel] = {}
+        """What a worker takes for its prefills, as learned from its requests."""
         self.producers: OrderedDict[str, Producer] = OrderedDict()
         self.removed_workers: OrderedDict[int, None] = OrderedDict()
         self.anomalies = Anomalies()
@@ -90,6 +136,22 @@ class RouterState:
         ranks = range(worker.dp_start, worker.dp_start + worker.dp_size)
         return [WorkerRank(worker_id, dp_rank) for dp_rank in ranks]
 
+    def prefill_model(self, worker: WorkerRegistered) -> PrefillModel:
+        """What was learned of the worker's prefills, or what is assumed before anything was."""
+        learned = self.prefill_models.get(worker.worker_id)
+        return prior_model(worker.max_num_batched_tokens) if learned is None else learned
+
+    def is_registered(self, worker_id: int, dp_rank: int) -> bool:
+        worker = self.workers.get(worker_id)
+        return worker is not None and 0 <= dp_rank - worker.dp_start < worker.dp_size
+
+    def rank(self, worker_id: int, dp_rank: int) -> WorkerRank | None:
+        """The rank that an event speaks of; None, counted, if no worker is registered with it."""
+        if not self.is_registered(worker_id, dp_rank):
+            self.anomalies.unknown_worker += 1
+            return None
+        return WorkerRank(worker_id, dp_rank)
+
     def digest(self) -> str:
         """A name for this state: equal on any two replicas that applied the same records.
 
@@ -106,14 +168,32 @@ class RouterState:
                 hashes = booking.sequence_hashes
                 tail = hashes[-1] if hashes else 0
                 rank = rank_of[booking.slot]
-                booked = (*rank, booking.prefill_tokens, len(hashes), tail)
-            requests.append((request_id, live.phase, live.frontend_id, live.attempt, booked))
+                booked = (
+                    *rank,
+                    booking.prefill_tokens,
+                    len(hashes),
+                    tail,
+                    booking.own_blocks,
+                    booking.output_blocks,
+                    booking.relief,
+                )
+            hop = self.active.get(hop_id(request_id))
+            hopped = None
+            if live.prefill_slot >= 0 and hop is not None:
+                hopped = (*rank_of[hop.slot], hop.prefill_tokens, hop.own_blocks)
+            facts = (live.isl, live.expected_osl, live.tokens_ahead)
+            phase = (live.phase, live.frontend_id, live.attempt)
+            requests.append((request_id, *phase, *facts, booked, hopped))
         parts = (
             self.tree.digest(),
             [self.workers[key] for key in sorted(self.workers)],
             sorted(self.unbased),
             requests,
             [self.thresholds[key] for key in sorted(self.thresholds)],
+            self.predicted.digest(self.tree.rank_of),
+            self.pinned.digest(self.tree.rank_of),
+            self.sessions.digest(),
+            [(key, self.prefill_models[key]) for key in sorted(self.prefill_models)],
             [(key, p.epoch, p.next) for key, p in self.producers.items()],
             list(self.removed_workers),
             self.anomalies,
@@ -128,11 +208,19 @@ class RouterState:
         registered = {rank for worker_id in self.workers for rank in self.ranks_of(worker_id)}
         assert set(self.tree.ranks()) == registered
         assert self.unbased <= registered
+        self.predicted.check()
+        self.pinned.check()
+        assert self.prefill_models.keys() <= self.workers.keys()
         for request_id, live in self.requests.items():
             booking = self.active.get(request_id)
+            hop = self.active.get(hop_id(request_id))
+            assert (live.prefill_slot >= 0) == (hop is not None)
+            assert hop is None or hop.slot == live.prefill_slot
             assert (live.slot >= 0) == (booking is not None)
             assert (live.phase in (Phase.PREFILL, Phase.DECODE)) == (booking is not None)
             assert booking is None or booking.slot == live.slot
-        assert len(self.active) == sum(live.slot >= 0 for live in self.requests.values())
+        assert len(self.active) == sum(
+            (live.slot >= 0) + (live.prefill_slot >= 0) for live in self.requests.values()
+        )
         assert len(self.producers) <= PRODUCERS_MAX
         assert len(self.removed_workers) <= REMOVED_MAX

@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from eventstore import codec
-from eventstore.control import SNAPSHOT_PRODUCER
 from eventstore.events import AnyEvent
 from eventstore.log import Record
 from eventstore.subjects import kv_producer
 from indexer.radix import WorkerRank
 from router.fold import apply
-from router.router import Ticket
 from router.state import RouterState
+from router.ticket import Ticket
 from simulations.faults import Life
 from simulations.processes import SimulatedFrontend, SimulatedWorker
 from workers.engine import MockEngine
@@ -121,7 +120,7 @@ class Checkers:
             if fact in self._lost:
                 continue
             # An announcement behind one of a newer snapshot says nothing any more.
-            refused = fact in self._refused and fact[0] != SNAPSHOT_PRODUCER
+            refused = fact in self._refused and fact[0] != "control.snapshot"
             if fact not in self._facts or refused:
                 self.fail("an acknowledged fact counts", f"{fact} is not in the log, or too late")
 

@@ -18,10 +18,11 @@ from router.decision import RoutedRequest, RouterOptions
 from router.errors import RouterError
 from router.loading import SnapshotLoader
 from router.replica import Replica
-from router.router import Router, Ticket
+from router.router import Router
 from router.selection import RouterMode
 from router.snapshot_steps import Due, Outcome, SnapshotTaker
 from router.snapshot_trigger import Snapshots, SnapshotTrigger
+from router.ticket import Ticket
 from simulations.hosts import Host, Process
 from simulations.swarm import Mix
 from workers.card import FrontendInstance, Instance, ModelCard

@@ -16,7 +16,7 @@ from eventstore.process_settings import default_data_dir
 from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line
 from eventstore.subjects import hex_id
-from workers.card import Instance, ModelCard
+from workers.card import PREFILL, Instance, ModelCard
 from workers.discovery_nats import NatsDiscovery
 from workers.engine import EngineConfig, MockEngine
 from workers.errors import WorkerError
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         local_tz=settings.log_use_local_tz,
     )
     try:
+        if settings.bootstrap and settings.role != PREFILL:
+            raise ValueError("--bootstrap is for --role prefill")
         files = read_model(settings.model_path or SHIPPED_MODEL)
         facts = ModelFacts.read(files)
         config = _engine_config(settings, facts)
@@ -107,6 +109,8 @@ async def _run(
                 discovery,
                 new_id=lambda: int.from_bytes(os.urandom(8), "big"),
                 drain_s=settings.drain_secs,
+                bootstrap_port=settings.bootstrap_port if settings.bootstrap else None,
+                bootstrap_wait_s=settings.bootstrap_timeout_secs,
             )
             _stop_on_signals(worker)
             await worker.run(settings.host, settings.port, advertised, _tell_ready)
@@ -128,6 +132,9 @@ def _engine_config(settings: MockWorkerSettings, facts: ModelFacts) -> EngineCon
         max_num_waiting=settings.max_num_waiting,
         context_length=settings.context_length or facts.context_length or CONTEXT_LENGTH_DEFAULT,
         speedup=settings.speedup_ratio,
+        kv_bytes_per_token=settings.kv_bytes_per_token,
+        kv_transfer_gbps=settings.kv_transfer_gbps,
+        max_pinned_ratio=settings.max_pinned_ratio,
         output_token_ids=facts.text_token_ids,
         output_length_mean=settings.output_tokens_mean,
     )
@@ -142,6 +149,7 @@ def _instance(
         context_length=config.context_length,
         files=names,
         eos_token_ids=facts.eos_token_ids,
+        worker_type=settings.role,
         total_kv_blocks=config.num_gpu_blocks,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

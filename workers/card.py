@@ -26,6 +26,11 @@ class Listed(Protocol):
         """Part of its key, one token."""
 
 
+AGGREGATED = "aggregated"
+PREFILL = "prefill"
+DECODE = "decode"
+
+
 class ModelCard(Struct, frozen=True, kw_only=True):
     """A model as its workers serve it. Sizes are per rank; None: the engine does not tell."""
 
@@ -37,8 +42,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     files: dict[str, str]
     """File name → SHA-256 (hex): tokenizer.json, tokenizer_config.json, …"""
     model_types: list[str] = msgspec.field(default_factory=lambda: ["chat", "completions"])
-    worker_type: str = "aggregated"
-    """aggregated, prefill or decode."""
+    worker_type: str = AGGREGATED
+    """aggregated (serves whole requests), prefill or decode (serves its part, and a whole request
+    where it is asked for one)."""
     eos_token_ids: list[int] = []
     total_kv_blocks: int | None = None
     max_num_seqs: int | None = None
@@ -71,6 +77,9 @@ class Instance(Struct, frozen=True, kw_only=True):
     dp_size: int = 1
     registered_seq: int = 0
     """Log position of its `worker.registered`; 0: not known."""
+    bootstrap_address: str | None = None
+    """host:port where decode workers ask a prefill worker for a prompt; None: it hands over by
+    `disaggregated_params` only."""
 
     LISTED_UNDER: ClassVar[str] = "v1.instances"
 

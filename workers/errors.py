@@ -6,6 +6,7 @@ WorkerError
 ├── WorkerBacklogged    the worker does not read: too many bytes wait to be sent to it
 ├── FrameTooLarge       a message is over the request plane's frame limit
 ├── BrokenProtocol      the other side sent what the request plane does not know
+├── PrefillFailed       a prefill worker did not hand over the prompt it should compute
 ├── DiscoveryError      the discovery store cannot be reached, or refused
 └── BadModelFile        a model file is missing, too large, or not what its name says
 """
@@ -63,6 +64,16 @@ class BrokenProtocol(WorkerError):
 
     def __str__(self) -> str:
         return self.why
+
+
+class PrefillFailed(WorkerError):
+    def __init__(self, room: int, why: str) -> None:
+        super().__init__(room, why)
+        self.room = room
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the prompt of room {self.room} was not handed over: {self.why}"
 
 
 class DiscoveryError(WorkerError):

@@ -14,6 +14,9 @@ Three rules keep it exact:
 - A visible block's parent is visible. Who uses a block uses its parent, and what one request
   releases is inserted tail first, so a child is always evicted before its parent. Along a chain
   *visible* and *in use* are therefore prefixes, and their ends are found by bisection.
+
+A visible block can also be *pinned*: until its time is over it is not evicted, used or not. Pins
+cover chains from the root (`workers.kv_pins`), so *held*, in use or pinned, is a prefix as well.
 """
 
 from array import array
@@ -21,9 +24,10 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from eventstore.events import BlockRemoved, BlockStored
+from eventstore.events import BlockRemoved, BlockStored, PrefixPinned
+from workers.kv_pins import Pins
 
-KvEvent = BlockStored | BlockRemoved
+KvEvent = BlockStored | BlockRemoved | PrefixPinned
 
 
 class BlockTable:
@@ -41,6 +45,10 @@ class BlockTable:
         self.shared = 0
         self.private = 0
 
+    @property
+    def blocks(self) -> int:
+        return self.shared + self.private
+
 
 class _Block:
     """A visible block. `content`: its tokens as bytes; `users`: block tables that share it."""
@@ -56,7 +64,8 @@ class _Block:
 class KvCache:
     """`num_blocks` blocks of `block_size` tokens. Events gather until `take_events`.
 
-    prefix_caching: if off, every block stays private: no reuse, no events.
+    prefix_caching: if off, every block stays private: no reuse, no events. pinned_max: blocks that
+    may be pinned at once; 0: none.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class KvCache:
         worker_id: int,
         dp_rank: int,
         prefix_caching: bool = True,
+        pinned_max: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -76,14 +86,27 @@ class KvCache:
         self._visible: dict[int, _Block] = {}
         """By sequence hash, in the order of becoming visible, so a parent precedes its children."""
         self._inactive: OrderedDict[int, None] = OrderedDict()
-        """Visible blocks without users, the next to evict first."""
+        """Visible blocks without users or pins, the next to evict first."""
+        self._pins = Pins(pinned_max)
+        self._idle_pinned = 0
+        """Pinned blocks without users."""
+        self._now_ms = 0.0
         self._private = 0
         self._events: list[KvEvent] = []
 
     @property
     def active_blocks(self) -> int:
         """Blocks in use by requests. O(1)."""
+        return self.held_blocks - self._idle_pinned
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks that nothing can evict now: in use or pinned. O(1)."""
         return len(self._visible) - len(self._inactive) + self._private
+
+    @property
+    def pinned_blocks(self) -> int:
+        return len(self._pins)
 
     @property
     def visible_blocks(self) -> int:
@@ -93,29 +116,28 @@ class KvCache:
     def allocate(self, table: BlockTable, blocks: int) -> bool:
         """Give an empty `table` its first `blocks` blocks, sharing every cached prefix block.
 
-        False, and nothing changed, if they don't fit beside the blocks in use. That answer takes
-        O(log n), so a request that cannot enter may be tried at every step; True takes O(n).
+        False, and nothing changed, if they don't fit beside the blocks that are held. That answer
+        takes O(log n), so a request that cannot enter may be tried at every step; True takes O(n).
+        A hit on pinned blocks renews their time.
         """
-        visible, inactive = self._visible, self._inactive
         depth = self._cached_depth(table)
-        room = self.num_blocks - self.active_blocks
-        if blocks - self._used_depth(table, depth) > room:
+        room = self.num_blocks - self.held_blocks
+        if blocks - self._held_depth(table, depth) > room:
             return False
         confirmed = self._confirmed(table, 0, depth)
-        if confirmed < depth and blocks - self._used_depth(table, confirmed) > room:
+        if confirmed < depth and blocks - self._held_depth(table, confirmed) > room:
             return False
-        for block_hash in table.hashes[:confirmed]:
-            block = visible[block_hash]
-            if not block.users:
-                del inactive[block_hash]
-            block.users += 1
+        hits = table.hashes[:confirmed]
+        self._use(hits)
+        if self._pins:
+            self._pins.renew(hits, self._now_ms)
         table.shared = confirmed
         self._make_private(table, blocks - confirmed)
         return True
 
     def grow(self, table: BlockTable) -> bool:
-        """Add one private block. False, and nothing changed, if all blocks are in use."""
-        if self.active_blocks == self.num_blocks:
+        """Add one private block. False, and nothing changed, if all blocks are held."""
+        if self.held_blocks == self.num_blocks:
             return False
         self._make_private(table, 1)
         return True
@@ -130,11 +152,7 @@ class KvCache:
             return
         visible = self._visible
         first = self._confirmed(table, table.shared, computed_blocks)
-        for block_hash in table.hashes[table.shared : first]:
-            block = visible[block_hash]
-            if not block.users:
-                del self._inactive[block_hash]
-            block.users += 1
+        self._use(table.hashes[table.shared : first])
         stored: list[int] = []
         parent_hash = below = table.hashes[first - 1] if first else None
         for index in range(first, computed_blocks):
@@ -156,13 +174,50 @@ class KvCache:
 
         They become the most recently used, in such order that the tail goes before the head.
         """
+        visible, inactive, pinned = self._visible, self._inactive, self._pins.blocks
         for block_hash in reversed(table.hashes[: table.shared]):
-            block = self._visible[block_hash]
+            block = visible[block_hash]
             block.users -= 1
             if not block.users:
-                self._inactive[block_hash] = None
+                if block_hash in pinned:
+                    self._idle_pinned += 1
+                else:
+                    inactive[block_hash] = None
         self._private -= table.private
         table.shared = table.private = 0
+
+    def advance(self, now_ms: float) -> None:
+        """It is `now_ms`, on a clock that never goes back: end the pins whose time is over.
+
+        What no request uses may then be evicted, as if it had been used just now. O(1) if none is.
+        """
+        self._now_ms = now_ms
+        ends = self._pins.ends
+        if ends and ends[0][0] <= now_ms:
+            for block_hash in self._pins.expire(now_ms):
+                self._unpinned(block_hash)
+
+    def pin(self, table: BlockTable, ttl_ms: float) -> list[int]:
+        """Keep the cached leading blocks of `table`, which holds none, for `ttl_ms`; which are so.
+
+        Fewer if there are `pinned_max` pins: then the leading part that fits. A block that is
+        pinned already stays so at least as long. O(blocks · log pins).
+        """
+        kept: list[int] = []
+        cached = self._confirmed(table, 0, self._cached_depth(table))
+        for depth, block_hash in enumerate(table.hashes[:cached]):
+            if block_hash not in self._pins.blocks and self._pins.full:
+                break
+            is_new = self._pins.add(block_hash, depth, ttl_ms, self._now_ms)
+            if is_new and not self._visible[block_hash].users:
+                del self._inactive[block_hash]
+                self._idle_pinned += 1
+            kept.append(block_hash)
+        return kept
+
+    def unpin_one(self) -> None:
+        """End the pin that would end first, children before parents; there must be one."""
+        self._unpinned(self._pins.pop())
 
     def take_events(self) -> list[KvEvent]:
         """What happened since the last call, in order."""
@@ -182,6 +237,21 @@ class KvCache:
             last = block_hash
         return runs
 
+    def pinned(self) -> list[PrefixPinned]:
+        """All pins with the whole seconds that are left to them, as runs, parents first."""
+        runs: list[PrefixPinned] = []
+        last: int | None = None
+        for block_hash, block in self._visible.items() if self._pins else ():
+            if block_hash not in self._pins.blocks:
+                continue
+            left_s = int((self._pins.until_ms(block_hash) - self._now_ms) / 1000)
+            if runs and block.parent_hash == last and runs[-1].ttl_s == left_s:
+                runs[-1].sequence_hashes.append(block_hash)
+            elif left_s:
+                runs.append(PrefixPinned(self.worker_id, self.dp_rank, [block_hash], left_s))
+            last = block_hash
+        return runs
+
     def check(self, tables: Iterable[BlockTable]) -> None:
         """Assert every invariant, given all tables that hold blocks. For tests: O(all blocks)."""
         users: Counter[int] = Counter()
@@ -196,8 +266,18 @@ class KvCache:
         assert len(self._visible) + private <= self.num_blocks, "more blocks than there are"
         for block_hash, block in self._visible.items():
             assert block.users == users.pop(block_hash, 0), "users leaked"
-            assert (block_hash in self._inactive) == (block.users == 0)
+            idle = not block.users and block_hash not in self._pins.blocks
+            assert (block_hash in self._inactive) == idle
         assert not users, "a request uses blocks that are gone"
+        self._pins.check()
+        pinned = {each: block for each, block in self._visible.items() if each in self._pins.blocks}
+        assert len(pinned) == len(self._pins), "pinned blocks are gone"
+        assert self._idle_pinned == sum(not block.users for block in pinned.values())
+        for block_hash, block in pinned.items():
+            assert self._pins.until_ms(block_hash) > self._now_ms, "pinned for too long"
+            if block.parent_hash is not None:
+                until_ms = self._pins.until_ms(block.parent_hash)
+                assert until_ms >= self._pins.until_ms(block_hash), "pinned longer than its parent"
         seen: set[int | None] = {None}
         for block_hash, block in self._visible.items():
             assert block.parent_hash in seen, "a block before its parent"
@@ -215,14 +295,31 @@ class KvCache:
         visible = self._visible
         return bisect_left(table.hashes, True, key=lambda block_hash: block_hash not in visible)
 
-    def _used_depth(self, table: BlockTable, depth: int) -> int:
-        """How many of the first `depth` blocks are in use; more only if hashes collide."""
+    def _held_depth(self, table: BlockTable, depth: int) -> int:
+        """How many of the first `depth` blocks are held; more only if hashes collide."""
+        visible, inactive = self._visible, self._inactive
 
-        def unused(block_hash: int) -> bool:
-            block = self._visible.get(block_hash)
-            return block is None or not block.users
+        def evictable(block_hash: int) -> bool:
+            return block_hash in inactive or block_hash not in visible
 
-        return bisect_left(table.hashes, True, hi=depth, key=unused)
+        return bisect_left(table.hashes, True, hi=depth, key=evictable)
+
+    def _use(self, hashes: list[int]) -> None:
+        """One more request uses these visible blocks."""
+        visible, inactive = self._visible, self._inactive
+        for block_hash in hashes:
+            block = visible[block_hash]
+            if not block.users:
+                if block_hash in inactive:
+                    del inactive[block_hash]
+                else:
+                    self._idle_pinned -= 1
+            block.users += 1
+
+    def _unpinned(self, block_hash: int) -> None:
+        if not self._visible[block_hash].users:
+            self._idle_pinned -= 1
+            self._inactive[block_hash] = None
 
     def _confirmed(self, table: BlockTable, start: int, end: int) -> int:
         """The first index in `start … end` whose block is not visible with this very content.

@@ -7,14 +7,14 @@ events that led to it.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from eventstore.errors import BufferFull
-from eventstore.events import KvRebased
+from eventstore.events import KvRebased, PrefixPinned
 from eventstore.log import EventLog
-from eventstore.publisher import Publisher, split_blocks
+from eventstore.publisher import BLOCKS_PER_EVENT_MAX, Publisher, split_blocks
 from eventstore.subjects import kv_producer
 from workers.kv_cache import KvEvent
 
@@ -46,12 +46,14 @@ class KvFeed:
         self._worker_id = worker_id
         self._dp_rank = dp_rank
         self._contents = contents
+        self._pins: Callable[[], Sequence[PrefixPinned]] = tuple
         self._publisher = Publisher(
             log,
             namespace,
             kv_producer(worker_id, dp_rank),
             FIRST_EPOCH,
-            events_max=events_max + contents_max + 1,
+            # A block of the whole cache may be told twice: as stored, and as pinned.
+            events_max=events_max + 2 * contents_max + 1,
             jitter=jitter,
             on_log_rewound=on_log_rewound,
         )
@@ -69,6 +71,14 @@ class KvFeed:
         """Begin to write, with the whole cache."""
         self._publisher.start()
         self._announce("started")
+
+    def follow_pins(self, pins: Callable[[], Sequence[PrefixPinned]]) -> None:
+        """Tell `pins()`, all that is pinned, now and after every announcement of the cache.
+
+        At most as many as there are blocks. Raises as `publish` does.
+        """
+        self._pins = pins
+        self.publish(pins())
 
     def publish(self, events: Sequence[KvEvent]) -> None:
         """Queue what happened, in order. Never waits.
@@ -98,9 +108,20 @@ class KvFeed:
     def _announce(self, reason: str) -> None:
         self._publisher.publish(KvRebased(self._worker_id, self._dp_rank, reason))
         self._publish(self._contents())
+        self._publish(self._pins())
 
     def _publish(self, events: Sequence[KvEvent]) -> None:
         # The engine does not know under which id its worker is registered just now.
         for event in events:
-            for part in split_blocks(replace(event, worker_id=self._worker_id)):
+            for part in _split(replace(event, worker_id=self._worker_id)):
                 self._publisher.publish(part)
+
+
+def _split(event: KvEvent) -> Iterator[KvEvent]:
+    """The same fact as events that each fit into a message."""
+    if not isinstance(event, PrefixPinned):
+        yield from split_blocks(event)
+        return
+    hashes = event.sequence_hashes
+    for start in range(0, len(hashes), BLOCKS_PER_EVENT_MAX):
+        yield replace(event, sequence_hashes=hashes[start : start + BLOCKS_PER_EVENT_MAX])

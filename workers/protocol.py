@@ -5,11 +5,19 @@ and `Cancel`; the worker answers with `Outputs`, one frame for everything that a
 produced for this connection. `stream` is the frontend's number of a request on this connection,
 never used twice on it. A stream ends with an output whose `finish_reason` or `error` is set; an
 `error` item may come at any time, also instead of any output. `Announce` and `Audit` keep what a
-frontend believes of a worker true; they concern no stream.
+frontend believes of a worker true, and `Pin` asks it to keep something; they concern no stream.
+
+Disaggregated serving takes two requests for one answer. The prefill worker gets the prompt with
+`max_tokens` 1, and its one output carries `disaggregated_params`; put into the request for the
+decode worker, they tell it that the prompt is computed and where. Where the prefill worker has a
+bootstrap address neither request waits for the other: both carry the same `Bootstrap`, and the
+decode worker asks at that address for that room.
 """
 
+from typing import Annotated, Any
+
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 
@@ -37,6 +45,18 @@ class SamplingOptions(Struct, kw_only=True, omit_defaults=True):
     repetition_penalty: float | None = None
     seed: int | None = None
     logit_bias: dict[str, float] | None = None
+    guided_decoding: dict[str, Any] | None = None
+    """What the output must conform to, as the engine takes it. The mock engine ignores it, as it
+    does everything here but `seed`: it runs no model whose choice could be guided."""
+
+
+class Bootstrap(Struct, frozen=True, array_like=True):
+    """Where a prefill worker hands a computed prompt over, and under which number."""
+
+    host: str
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    room: Annotated[int, Meta(ge=0)]
+    """u64, drawn at random by the frontend for this request."""
 
 
 class EngineRequest(Struct, kw_only=True, omit_defaults=True):
@@ -50,6 +70,12 @@ class EngineRequest(Struct, kw_only=True, omit_defaults=True):
     sampling_options: SamplingOptions = msgspec.field(default_factory=SamplingOptions)
     eos_token_ids: list[int] = []
     annotations: list[str] = []
+    priority: int = 0
+    """The higher is admitted first, among those that wait."""
+    bootstrap: Bootstrap | None = None
+    """To a prefill worker: hand over there. To a decode worker: the prompt is handed over there."""
+    disaggregated_params: dict[str, Any] | None = None
+    """To a decode worker: those of the prefill worker's output."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):
@@ -79,7 +105,18 @@ class Audit(Struct, frozen=True, array_like=True, tag="audit"):
     """Answer with `Running`."""
 
 
-ToWorker = Generate | Cancel | Announce | Audit
+class Pin(Struct, frozen=True, array_like=True, tag="pin"):
+    """Keep what is cached of this prompt for `ttl_s` ≥ 1 seconds, and again as long from each hit.
+
+    Nothing answers it; what the worker keeps is in the log, as `PrefixPinned`.
+    """
+
+    dp_rank: int
+    token_ids: list[int]
+    ttl_s: int
+
+
+ToWorker = Generate | Cancel | Announce | Audit | Pin
 
 
 class Output(Struct, frozen=True, array_like=True, gc=False):
@@ -87,7 +124,9 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
 
     cached_tokens: prompt tokens reused from the KV cache; on the first output of a stream.
     finish_reason: stop, length or eos, on the last. error: (code, message), on the last.
-    Codes: invalid_request, overloaded, shutting_down, internal.
+    Codes: invalid_request, overloaded, shutting_down, prefill_failed (the prompt that a prefill
+    worker should hand over did not come), internal.
+    disaggregated_params: on the last of a prefill worker; opaque to the frontend.
     """
 
     stream: int
@@ -95,6 +134,7 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     finish_reason: str | None = None
     cached_tokens: int | None = None
     error: tuple[str, str] | None = None
+    disaggregated_params: dict[str, Any] | None = None
 
 
 class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
@@ -110,12 +150,30 @@ class Running(Struct, frozen=True, array_like=True, tag="running"):
 ToFrontend = Outputs | Running
 
 
+class AskForRoom(Struct, frozen=True, array_like=True, tag="ask_for_room"):
+    """A decode worker, at a bootstrap address: answer when the prompt of `room` is computed.
+
+    A connection asks once, and is closed after the `RoomAnswer`.
+    """
+
+    room: Annotated[int, Meta(ge=0)]
+
+
+class RoomAnswer(Struct, frozen=True, array_like=True, tag="room_answer"):
+    """disaggregated_params: as on the prefill worker's output; None: `error` says why not."""
+
+    disaggregated_params: dict[str, Any] | None
+    error: str = ""
+
+
 _encoder = msgspec.msgpack.Encoder()
 decode_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 decode_to_frontend: msgspec.msgpack.Decoder[ToFrontend] = msgspec.msgpack.Decoder(ToFrontend)
+decode_ask_for_room = msgspec.msgpack.Decoder(AskForRoom)
+decode_room_answer = msgspec.msgpack.Decoder(RoomAnswer)
 
 
-def frame(message: ToWorker | ToFrontend) -> bytes:
+def frame(message: ToWorker | ToFrontend | AskForRoom | RoomAnswer) -> bytes:
     """The message with its length in front."""
     body = _encoder.encode(message)
     return len(body).to_bytes(4, "big") + body

@@ -1,7 +1,8 @@
 """The mock worker process: engines in real time behind the request plane, registered and recorded.
 
     frontends ──tcp──▶ MockWorker ──▶ RankRunner (one per rank) ──▶ tokens back
-                           │               └──▶ KvFeed ──▶ log
+                           │     │         └──▶ KvFeed ──▶ log
+                           │     └── of a prefill worker: BootstrapServer ◀── decode workers
                            └── Incarnation: log record, lease, feeds
 
 Its end, in order: the log is told, so that nobody chooses it any more; it leaves the list; what
@@ -19,6 +20,7 @@ from eventstore.errors import LogUnavailable
 from eventstore.log import EventLog
 from eventstore.subjects import hex_id
 from eventstore.tasks import end
+from workers.bootstrap import WAIT_S, BootstrapServer
 from workers.card import Instance
 from workers.discovery import Discovery
 from workers.engine import MockEngine, RequestRefused
@@ -26,7 +28,7 @@ from workers.errors import DiscoveryError
 from workers.incarnation import Incarnation
 from workers.kv_cache import KvEvent
 from workers.kv_feed import EVENTS_MAX, KvFeed
-from workers.protocol import Announce, EngineRequest, Output
+from workers.protocol import Announce, EngineRequest, Output, Pin
 from workers.rank_runner import RankRunner
 from workers.sockets import format_address
 from workers.tcp_server import Connection, WorkerServer
@@ -59,12 +61,16 @@ class MockWorker:
         *,
         new_id: Callable[[], int],
         drain_s: float,
+        bootstrap_port: int | None = None,
+        bootstrap_wait_s: float = WAIT_S,
         kv_events_max: int = EVENTS_MAX,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """instance: what to register; its id and address are filled in. engines: one per rank.
-        new_id: draws a u64 that no other worker has. kv_events_max: unwritten KV events of a rank;
-        beyond, its whole cache is announced instead. jitter: uniform in [0, 1), for retries.
+        """instance: what to register, its card with the role; its id and addresses are filled in.
+        engines: one per rank. new_id: draws a u64 that no other worker has. bootstrap_port: where a
+        prefill worker hands prompts over (0: a free one; None: nowhere). bootstrap_wait_s: how long
+        one end of that waits for the other. kv_events_max: unwritten KV events of a rank; beyond,
+        its whole cache is announced instead. jitter: uniform in [0, 1), for retries.
         """
         self._instance = instance
         self._log = log
@@ -73,8 +79,19 @@ class MockWorker:
         self._drain_s = drain_s
         self._kv_events_max = kv_events_max
         self._jitter = jitter
+        self.bootstrap = None if bootstrap_port is None else BootstrapServer(bootstrap_wait_s)
+        """Where a prefill worker hands prompts over."""
+        self._bootstrap_port = bootstrap_port or 0
         self._runners = [
-            RankRunner(engine, self._kv_events_of(index)) for index, engine in enumerate(engines)
+            RankRunner(
+                engine,
+                self._kv_events_of(index),
+                lambda: self._incarnations[-1].instance.worker_id,
+                role=instance.card.worker_type,
+                bootstrap=self.bootstrap,
+                bootstrap_wait_s=bootstrap_wait_s,
+            )
+            for index, engine in enumerate(engines)
         ]
         self._server = WorkerServer(self)
         self._incarnations: list[Incarnation] = []
@@ -94,12 +111,13 @@ class MockWorker:
         ready: called with the instance once it is registered. Raises CannotListen, and
         LogUnavailable or DiscoveryError if it cannot register.
         """
-        try:
-            port = await self._server.start(host, port)
-        except OSError as error:
-            raise CannotListen(host, port, error.strerror or str(error)) from error
+        port = await _listen(self._server, host, port)
         self._instance = replace(self._instance, address=format_address(advertise_host, port))
         try:
+            if self.bootstrap is not None:
+                port = await _listen(self.bootstrap, host, self._bootstrap_port)
+                at = format_address(advertise_host, port)
+                self._instance = replace(self._instance, bootstrap_address=at)
             ready(await self._register())
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(runner.run()) for runner in self._runners]
@@ -114,6 +132,10 @@ class MockWorker:
                     task.cancel()
         finally:
             await self._server.close()
+            if self.bootstrap is not None:
+                await self.bootstrap.close()
+            for runner in self._runners:
+                await runner.close()
             for incarnation in self._incarnations:
                 await incarnation.close()
 
@@ -124,6 +146,8 @@ class MockWorker:
             self._runner_for(request).generate(connection, stream, request)
         except RequestRefused as refusal:
             connection.send([Output(stream, [], error=(refusal.code, refusal.message))])
+            if self.bootstrap is not None and request.bootstrap is not None:
+                self.bootstrap.fail(request.bootstrap.room, refusal.message)
 
     def on_cancel(self, connection: Connection, stream: int) -> None:
         for runner in self._runners:
@@ -141,6 +165,18 @@ class MockWorker:
             incarnation.lose("the log does not know it")
         elif message.dp_rank in self._instance.ranks() and self._feeds:
             self._feeds[message.dp_rank - self._instance.dp_start].announce_after(message.epoch)
+
+    def on_pin(self, message: Pin) -> None:
+        ranks = self._instance.ranks()
+        if message.dp_rank not in ranks or message.ttl_s < 1 or self._stop.is_set():
+            return
+        runner = self._runners[message.dp_rank - ranks.start]
+        try:
+            blocks = runner.pin(message.token_ids, message.ttl_s)
+        except OverflowError as error:
+            _logger.warning("prompt not pinned why=%s", error)
+        else:
+            _logger.debug("pinned blocks=%d ttl_s=%d", blocks, message.ttl_s)
 
     def running(self, connection: Connection) -> list[int]:
         return [number for runner in self._runners for number in runner.streams_of(connection)]
@@ -188,6 +224,8 @@ class MockWorker:
                 await asyncio.sleep(RETRY_S)
             else:
                 self._feeds = incarnation.feeds
+                for feed, runner in zip(self._feeds, self._runners, strict=True):
+                    feed.follow_pins(runner.pinned)
                 return incarnation.instance
 
     async def _stay_registered(self) -> None:
@@ -213,3 +251,11 @@ class MockWorker:
             _logger.warning("requests cut off count=%d after_s=%g", left, self._drain_s)
             for runner in self._runners:
                 runner.end_streams("shutting_down", "the worker is shutting down")
+
+
+async def _listen(server: WorkerServer | BootstrapServer, host: str, port: int) -> int:
+    """The port. Raises CannotListen."""
+    try:
+        return await server.start(host, port)
+    except OSError as error:
+        raise CannotListen(host, port, error.strerror or str(error)) from error

@@ -5,12 +5,14 @@ same to both.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from eventstore.options import Option
 from eventstore.process_settings import NAMESPACE_DEFAULT, ProcessSettings
 from eventstore.subjects import check_namespace
+from workers.bootstrap import WAIT_S
 from workers.leases import check_component
+from workers.timing import KV_BYTES_PER_TOKEN, KV_TRANSFER_GBPS
 
 SHIPPED_MODEL = Path(__file__).parent / "model"
 MODEL_NAME_DEFAULT = "reckon-mock"
@@ -74,6 +76,64 @@ class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
         ),
     ] = 5.0
 
+    role: Annotated[
+        Literal["aggregated", "prefill", "decode"],
+        Option(
+            "RECKON_ROLE",
+            "aggregated: serves requests from prompt to answer. prefill: computes prompts and "
+            "hands them over. decode: fetches computed prompts and answers. Either serves a whole "
+            "request where a frontend sends one.",
+            group="Disaggregation",
+        ),
+    ] = "aggregated"
+    bootstrap: Annotated[
+        bool,
+        Option(
+            "RECKON_BOOTSTRAP",
+            "With --role prefill: decode workers ask here for prompts, so that a frontend can send "
+            "a request to both at once.",
+        ),
+    ] = False
+    bootstrap_port: Annotated[
+        int,
+        Option(
+            "RECKON_BOOTSTRAP_PORT",
+            "Port for that, on the same address as --port; 0 takes a free one.",
+            ge=0,
+            le=65_535,
+        ),
+    ] = 0
+    bootstrap_timeout_secs: Annotated[
+        float,
+        Option(
+            "RECKON_BOOTSTRAP_TIMEOUT_SECS",
+            "How long a decode worker waits for a prompt that it asked for, and a prefill worker "
+            "for somebody to ask.",
+            unit="seconds",
+            gt=0,
+        ),
+    ] = WAIT_S
+    kv_bytes_per_token: Annotated[
+        int,
+        Option(
+            "RECKON_KV_BYTES_PER_TOKEN",
+            "KV cache of a token, which a decode worker fetches unless it has it. The default is "
+            "that of Llama 3.1 8B.",
+            unit="bytes",
+            ge=0,
+        ),
+    ] = KV_BYTES_PER_TOKEN
+    kv_transfer_gbps: Annotated[
+        float,
+        Option(
+            "RECKON_KV_TRANSFER_GBPS",
+            "Speed at which it does; --speedup-ratio multiplies it. The default is a port of NDR "
+            "InfiniBand.",
+            unit="Gbit/s",
+            gt=0,
+        ),
+    ] = KV_TRANSFER_GBPS
+
     model_name: Annotated[
         str, Option("RECKON_MODEL_NAME", "Name that clients ask for.", group="Model")
     ] = MODEL_NAME_DEFAULT
@@ -131,6 +191,15 @@ class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 4_096
+    max_pinned_ratio: Annotated[
+        float,
+        Option(
+            "RECKON_MAX_PINNED_RATIO",
+            "Share of a rank's KV blocks that requests may keep from being evicted; 0: none.",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.5
     data_parallel_size: Annotated[
         int,
         Option(

@@ -30,6 +30,7 @@ from workers.protocol import (
     EngineRequest,
     Generate,
     Output,
+    Pin,
     Running,
     ToWorker,
     decode_to_frontend,
@@ -119,6 +120,14 @@ class _Connection(asyncio.Protocol):
 
     def announce(self, message: Announce) -> None:
         self._write(message)
+
+    def pin(self, message: Pin) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        data = frame(message)
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes <= WRITE_BUFFER_BYTES_MAX and len(data) <= FRAME_BYTES_MAX + LENGTH_BYTES:
+            self._transport.write(data)
 
     def _compare(self, message: Running) -> None:
         # Frames keep their order, so what was opened before the question and has not ended before
@@ -275,6 +284,11 @@ class WorkerClient:
         """Send `Announce`. Nothing while not connected."""
         if self._connection is not None and self.is_connected:
             self._connection.announce(Announce(self.worker_id, dp_rank, epoch))
+
+    def pin(self, dp_rank: int, token_ids: list[int], ttl_s: int) -> None:
+        """Send `Pin`. Nothing while not connected, or if `generate` would refuse that prompt."""
+        if self._connection is not None and self.is_connected:
+            self._connection.pin(Pin(dp_rank, token_ids, ttl_s))
 
     def drain(self) -> None:
         """Take no new request, and close when the open streams have ended."""

@@ -26,6 +26,7 @@ from workers.protocol import (
     Generate,
     Output,
     Outputs,
+    Pin,
     Running,
     ToFrontend,
     decode_to_worker,
@@ -56,6 +57,9 @@ class Handler(Protocol):
 
     def on_announce(self, message: Announce) -> None:
         """The log lacks something that this worker can tell."""
+
+    def on_pin(self, message: Pin) -> None:
+        """What is cached of a prompt is worth keeping."""
 
     def running(self, connection: "Connection") -> list[int]:
         """The connection's streams that are worked on or wait."""
@@ -150,6 +154,8 @@ class Connection(asyncio.Protocol):
                         self._cancel(message)
                     case Announce():
                         self._handler.on_announce(message)
+                    case Pin():
+                        self._handler.on_pin(message)
                     case Audit():
                         self._write(Running(self._handler.running(self)))
         except (FrameTooLarge, BrokenProtocol) as error:

@@ -17,7 +17,7 @@ from frontend.tokenizer import Tokenizer, read_files
 from tests.waiting import eventually
 from workers.card import FrontendInstance, Instance, ModelCard
 from workers.discovery import MemDiscovery, MemLeases
-from workers.protocol import Announce, EngineRequest, Output
+from workers.protocol import Announce, EngineRequest, Output, Pin
 from workers.registry import record_registered
 from workers.tcp_server import Connection, WorkerServer
 
@@ -75,6 +75,7 @@ class ScriptedWorker:
         self.echo = echo
         self.streams: list[Stream] = []
         self.announces: list[Announce] = []
+        self.pins: list[Pin] = []
         self.server = WorkerServer(self)
         self.instance: Instance | None = None
 
@@ -108,6 +109,9 @@ class ScriptedWorker:
 
     def on_announce(self, message: Announce) -> None:
         self.announces.append(message)
+
+    def on_pin(self, message: Pin) -> None:
+        self.pins.append(message)
 
     def running(self, connection: Connection) -> list[int]:
         return [

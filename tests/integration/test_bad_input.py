@@ -5,7 +5,8 @@ import gzip
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import aiohttp
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frontend import app as frontend_app
-from frontend.service import Limits
+from frontend.service import SERVICE, Limits
 from tests.integration.harness import MODEL, Harness, card, frontend
 from tests.waiting import eventually
 
@@ -285,4 +286,5 @@ async def test_an_error_of_our_own_is_a_500_without_its_words(
 
 
 class _Request(dict[Any, Any]):
+    app: ClassVar = {SERVICE: SimpleNamespace(overload_status=503)}
     headers: dict[str, str] = {}  # noqa: RUF012

@@ -190,7 +190,7 @@ async def test_direct_routing_by_header_and_by_nvext() -> None:
         first = await here.add_worker(5, echo="a")
         second = await here.add_worker(6, echo="b")
         await here.until_served()
-        await eventually(lambda: len(here.process.router._candidates_of(MODEL).ranks) == 2)
+        await eventually(lambda: len(here.process.router.candidates(MODEL).ranks) == 2)
         by_header = {"x-worker-instance-id": "6"}
         _, answer, _ = await post(here, "/v1/chat/completions", CHAT, headers=by_header)
         assert answer["choices"][0]["message"]["content"] == "b"

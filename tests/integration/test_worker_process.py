@@ -15,7 +15,13 @@ import pytest
 
 from eventstore.codec import decode
 from eventstore.connect import Nats
-from eventstore.events import BlockStored, KvRebased, WorkerRegistered, WorkerRemoved
+from eventstore.events import (
+    BlockStored,
+    KvRebased,
+    PrefixPinned,
+    WorkerRegistered,
+    WorkerRemoved,
+)
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import EventLog
 from tests.waiting import eventually
@@ -25,9 +31,10 @@ from workers.discovery import Ending
 from workers.discovery_nats import NatsDiscovery
 from workers.errors import WorkerLost
 from workers.models import ModelStore, read_model
-from workers.protocol import EngineRequest, Output, StopConditions
+from workers.protocol import Bootstrap, EngineRequest, Output, StopConditions
 from workers.registry import LEASE_EXPIRED, record_removed
 from workers.settings import MODEL_NAME_DEFAULT, SHIPPED_MODEL
+from workers.sockets import parse_address
 from workers.tcp_client import StreamHandle
 
 START_S = 30.0
@@ -75,9 +82,14 @@ class Frontend:
         self.log = log
         self.namespace = namespace
         self.clients = WorkerClients(random.Random(0))
+        self.listed: list[Instance] = []
         self.endings: list[tuple[int, Ending]] = []
         self.recorded: list[bool] = []
         self._ended: asyncio.Queue[Instance] = asyncio.Queue()
+
+    def put(self, instance: Instance) -> None:
+        self.listed.append(instance)
+        self.clients.put(instance)
 
     def remove(self, instance: Instance, ending: Ending) -> None:
         self.endings.append((instance.worker_id, ending))
@@ -107,7 +119,7 @@ async def frontend(nats_url: str, namespace: str) -> AsyncIterator[Frontend]:
     made = Frontend(log, namespace)
     async with asyncio.TaskGroup() as tasks:
         recording = tasks.create_task(made.record())
-        await discovery.watch(made.clients.put, made.remove)
+        await discovery.watch(made.put, made.remove)
         try:
             yield made
         finally:
@@ -129,7 +141,12 @@ class Caller:
 
 
 async def ask(
-    made: Frontend, worker_id: int, caller: Caller, prompt: list[int], max_tokens: int
+    made: Frontend,
+    worker_id: int,
+    caller: Caller,
+    prompt: list[int],
+    max_tokens: int,
+    bootstrap: Bootstrap | None = None,
 ) -> StreamHandle:
     client = made.clients.get(worker_id)
     assert client is not None
@@ -139,6 +156,7 @@ async def ask(
         model=MODEL_NAME_DEFAULT,
         token_ids=prompt,
         stop_conditions=StopConditions(max_tokens=max_tokens),
+        bootstrap=bootstrap,
     )
     return client.generate(request, caller.outputs.append, caller.losses.append)
 
@@ -287,12 +305,51 @@ async def test_several_ranks_and_the_engines_options(nats_url: str, namespace: s
         assert sum(len(event.sequence_hashes) for event in stored) == 31
 
 
+async def test_a_prefill_and_a_decode_worker(nats_url: str, namespace: str) -> None:
+    """They are listed with their roles, hand over at the address that is told, and keep pins."""
+    prompt, answer = Caller(), Caller()
+    prefill = worker(nats_url, namespace, "--role", "prefill", "--bootstrap")
+    decode = worker(nats_url, namespace, "--role", "decode", "--kv-transfer-gbps", "1000")
+    async with prefill as one, decode as other, frontend(nats_url, namespace) as made:
+        await eventually(lambda: len(made.clients) == 2)
+        listed = {instance.worker_id: instance for instance in made.listed}
+        assert listed[one.worker_id].card.worker_type == "prefill"
+        assert listed[other.worker_id].card.worker_type == "decode"
+        assert listed[other.worker_id].bootstrap_address is None
+        address = listed[one.worker_id].bootstrap_address
+        assert address is not None
+        bootstrap = Bootstrap(*parse_address(address), 2**64 - 1)
+        await ask(made, other.worker_id, answer, list(range(200)), 5, bootstrap)
+        await ask(made, one.worker_id, prompt, list(range(200)), 1, bootstrap)
+        await eventually(lambda: len(answer.tokens) == 5)
+        assert prompt.outputs[-1].disaggregated_params == {
+            "worker_id": one.worker_id,
+            "room": 2**64 - 1,
+            "blocks": 4,
+            "tokens": 200,
+        }
+        client = made.clients.get(other.worker_id)
+        assert client is not None
+        client.pin(0, list(range(200)), 300)
+
+        async def told() -> bool:
+            return any(isinstance(event, PrefixPinned) for event in await events(made.log))
+
+        await eventually(told)
+        history = await events(made.log)
+        pin = next(event for event in history if isinstance(event, PrefixPinned))
+        assert (pin.worker_id, len(pin.sequence_hashes), pin.ttl_s) == (other.worker_id, 3, 300)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
         (["--block-size", "0"], 2, "--block-size"),
         (["--max-num-seqs", "9", "--max-num-batched-tokens", "8"], 2, "max_num_batched_tokens"),
         (["--component", "a.b"], 2, "--component"),
+        (["--role", "none"], 2, "--role"),
+        (["--role", "decode", "--bootstrap"], 2, "--bootstrap is for --role prefill"),
+        (["--max-pinned-ratio", "1.5"], 2, "--max-pinned-ratio"),
         (["--model-path", "/nonexistent"], 1, "tokenizer.json: is missing"),
         (["--host", "203.0.113.1"], 1, "can't listen on 203.0.113.1:0"),
         (["--nats-url", "nats://127.0.0.1:1", "--nats-wait-secs", "0.2"], 1, "127.0.0.1:1"),

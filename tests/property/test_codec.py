@@ -8,9 +8,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from eventstore import codec
-from eventstore.events import U64, AnyEvent, Candidate
+from eventstore.events import U64, AnyEvent
 
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     U64: st.integers(0, 2**64 - 1),
@@ -25,8 +26,8 @@ _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 def _of_type(hint: Any) -> st.SearchStrategy[Any]:
     if hint in _SCALARS:
         return _SCALARS[hint]
-    if hint is Candidate:
-        return _of_struct(Candidate)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return _of_struct(hint)
     if get_origin(hint) in (Union, UnionType):
         return st.one_of(*map(_of_type, get_args(hint)))
     if get_origin(hint) is list:

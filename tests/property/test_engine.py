@@ -1,12 +1,18 @@
-"""Laws of the mock engine, over any mix of requests, cancellations and steps in a tiny cache."""
+"""Laws of the mock engine, over any mix of requests, cancellations, pins and steps in a tiny cache.
+
+Some of the requests have their prompt computed elsewhere.
+"""
 
 from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from eventstore.events import BlockRemoved, BlockStored
+from indexer.blocks import prompt_hashes
 from workers.engine import EngineConfig, MockEngine, RequestRefused, StepOutput, StepResult
+from workers.kv_cache import KvEvent
 from workers.protocol import EngineRequest, StopConditions
 
 EOS = 9
@@ -20,7 +26,11 @@ TINY = EngineConfig(
     context_length=24,
     output_token_ids=range(4),
     output_length_mean=6,
+    kv_bytes_per_token=1_000_000,
+    kv_transfer_gbps=1,  # 8 ms a token, about as long as a step
 )
+BESIDE_PINS = replace(TINY, num_gpu_blocks=2 * 24 // BLOCK_SIZE)
+"""Every request has room beside all that may be pinned."""
 ROOMY = EngineConfig(
     block_size=BLOCK_SIZE, context_length=24, output_token_ids=range(4), output_length_mean=6
 )
@@ -29,6 +39,7 @@ ROOMY = EngineConfig(
 class Submit(NamedTuple):
     request: EngineRequest
     priority: int
+    is_remote: bool = False
 
 
 class Cancel(NamedTuple):
@@ -39,7 +50,12 @@ class Step(NamedTuple):
     pass
 
 
-Call = Submit | Cancel | Step
+class Pin(NamedTuple):
+    token_ids: list[int]
+    ttl_ms: float
+
+
+Call = Submit | Cancel | Step | Pin
 
 # Most prompts share a head, so that there are hits, and copies computed at the same time.
 prompts = st.builds(
@@ -61,9 +77,10 @@ requests = st.builds(
     ),
     eos_token_ids=st.just([EOS]),
 )
-submits = st.builds(Submit, requests, st.integers(0, 1))
+submits = st.builds(Submit, requests, st.integers(0, 1), st.booleans())
+pins = st.builds(Pin, prompts, st.floats(1, 300))
 calls = st.lists(
-    st.one_of(submits, submits, st.builds(Cancel, st.integers(0, 9)), *[st.builds(Step)] * 3),
+    st.one_of(submits, submits, st.builds(Cancel, st.integers(0, 9)), pins, *[st.builds(Step)] * 3),
     min_size=10,
     max_size=40,
 )
@@ -81,14 +98,19 @@ class Driver:
         self.results: list[StepResult] = []
         self.visible: dict[int, int | None] = {}
         """Sequence hash → parent, as the events tell."""
+        self.now_ms = 0.0
+        self.pinned_until_ms: dict[int, float] = {}
+        """By sequence hash; renewals not counted."""
+        self.removed_though_pinned = 0
+        self.step_began_ms = 0.0
 
     def make(self, call: Call) -> None:
         match call:
-            case Submit(request, priority):
+            case Submit(request, priority, is_remote):
                 if request.request_id in self.ended:
                     return  # ids are unique, as a frontend's are
                 try:
-                    self.engine.submit(request, priority=priority)
+                    self.engine.submit(request, priority=priority, is_remote=is_remote)
                 except RequestRefused:
                     return
                 self.taken[request.request_id] = request
@@ -100,16 +122,40 @@ class Driver:
                     assert self.engine.cancel(active[which % len(active)])
             case Step():
                 self.step()
+            case Pin(token_ids, ttl_ms):
+                self.pin(token_ids, ttl_ms)
         self.engine.check()
+
+    def pin(self, token_ids: list[int], ttl_ms: float) -> None:
+        kept = self.engine.pin(token_ids, ttl_ms, self.now_ms)
+        assert kept == prompt_hashes(token_ids, BLOCK_SIZE)[: len(kept)]
+        assert self.visible.keys() >= set(kept)
+        for each in kept:
+            until_ms = self.pinned_until_ms.get(each, 0.0)
+            self.pinned_until_ms[each] = max(until_ms, self.now_ms + ttl_ms)
+        told = [each for run in self.engine.pinned(self.now_ms) for each in run.sequence_hashes]
+        assert len(set(told)) == len(told)
+        assert len(told) <= self.engine.config.max_pinned_ratio * self.engine.config.num_gpu_blocks
 
     def step(self) -> bool:
         busy = bool(self.engine.request_ids())
-        result = self.engine.step()
+        self.step_began_ms = self.now_ms
+        result = self.engine.step(self.now_ms)
+        if result is None and busy:
+            due_ms = self.engine.next_due_ms
+            assert due_ms is not None and due_ms >= self.now_ms, "nothing to wait for"
+            self.now_ms = self.step_began_ms = due_ms
+            result = self.engine.step(self.now_ms)
         assert (result is not None) == busy
         if result is None:
             return False
-        assert result.duration_ms > 0
-        assert result.outputs or result.prefill_tokens, "a step without progress"
+        self.now_ms += result.duration_ms
+        if result.duration_ms == 0:
+            assert not result.outputs and not result.prefill_tokens
+            assert result.kv_events or result.preempted, "a step that tells nothing"
+            assert self.engine.next_due_ms is not None, "a step without progress"
+        else:
+            assert result.outputs or result.prefill_tokens, "a step without progress"
         assert result.prefill_tokens <= self.engine.config.max_num_batched_tokens
         self.results.append(result)
         for output in result.outputs:
@@ -121,11 +167,14 @@ class Driver:
             self.replay(event)
         return True
 
-    def replay(self, event: BlockStored | BlockRemoved) -> None:
+    def replay(self, event: KvEvent) -> None:
         if isinstance(event, BlockRemoved):
             for block_hash in event.sequence_hashes:
                 del self.visible[block_hash]
+                until_ms = self.pinned_until_ms.pop(block_hash, 0.0)
+                self.removed_though_pinned += until_ms > self.step_began_ms
             return
+        assert isinstance(event, BlockStored)
         parent = event.parent_hash
         for block_hash in event.sequence_hashes:
             assert parent is None or parent in self.visible, "stored before its parent"
@@ -135,7 +184,7 @@ class Driver:
 
     def drain(self) -> None:
         """Step until idle; the number of steps is bounded by what there is to compute."""
-        steps_max = sum(len(one.token_ids) + 24 for one in self.taken.values()) * 4
+        steps_max = sum(len(one.token_ids) + 24 for one in self.taken.values()) * 5
         for _ in range(steps_max + 1):
             if not self.step():
                 return
@@ -227,6 +276,45 @@ def test_hits_are_real(these: list[Call]) -> None:
         whole = prompt[: -(-cached // BLOCK_SIZE) * BLOCK_SIZE]
         others = (tokens for other, tokens in sequences.items() if other != request_id)
         assert any(tokens[: len(whole)] == whole for tokens in others)
+
+
+@given(calls)
+@thorough
+def test_what_is_pinned_stays_for_its_time(these: list[Call]) -> None:
+    """No request evicts it, if there is room for each beside all that may be pinned."""
+    driver = drive(these, BESIDE_PINS)
+    assert driver.removed_though_pinned == 0
+
+
+@given(requests, st.integers(0, 24), st.booleans())
+@thorough
+def test_prefill_here_and_decode_there_say_what_one_engine_says(
+    request: EngineRequest, cached: int, eos_at_once: bool
+) -> None:
+    """Whatever part of the prompt the decode engine has cached, and wherever the output ends."""
+    config = replace(TINY, num_gpu_blocks=100, output_length_mean=1 if eos_at_once else 6)
+    whole = drive([Submit(request, 0)], config)
+    prompt = EngineRequest(
+        request_id="prompt",
+        model="m",
+        token_ids=request.token_ids,
+        stop_conditions=StopConditions(max_tokens=1),
+    )
+    prefill = drive([Submit(prompt, 0)], config)
+    assert [output.finish_reason for output in prefill.outputs["prompt"]] == ["length"]
+    warm_up = EngineRequest(
+        request_id="warm-up",
+        model="m",
+        token_ids=[*request.token_ids[:cached], 8],
+        stop_conditions=StopConditions(max_tokens=1),
+    )
+    decode = drive([Submit(warm_up, 0), *[Step()] * 5, Submit(request, 0, True)], config)
+    assert sum(result.prefill_tokens for result in decode.results) == len(warm_up.token_ids)
+    theirs, ours = whole.outputs[request.request_id], decode.outputs[request.request_id]
+    assert [(one.token_ids, one.finish_reason) for one in ours] == [
+        (one.token_ids, one.finish_reason) for one in theirs
+    ]
+    assert prefill.visible.keys() <= decode.visible.keys(), "the prompt was not announced"
 
 
 @given(calls)

@@ -42,7 +42,7 @@ def history(seed: int, length: int) -> list[Record]:
         request = rng.choice(live) if live and rng.random() < 0.9 else f"r{seq}"
         frontend = request_producer(rng.randrange(2))
         kv = kv_producer(worker, rank)
-        what = rng.randrange(15)
+        what = rng.randrange(20)
         if what == 0:
             data = message(
                 worker_producer(worker),
@@ -64,12 +64,12 @@ def history(seed: int, length: int) -> list[Record]:
         elif what in (8, 9):
             data = message(
                 frontend,
-                events.RequestRouted(
-                    request, 0, worker, rank, "kv", 18, 1, chain, seq, 1.0, 0.0, 1, [], "m"
-                ),
+                _routed(rng, request, worker, rank, chain, seq),
             )
         elif what == 10:
-            data = message(frontend, events.PrefillCompleted(request, 4))
+            ttft_ms = rng.choice([None, 20.0, 1e300, -1.0, float("inf"), float("nan")])
+            completed = rng.choice([events.PrefillCompleted, _hop_ended])
+            data = message(frontend, completed(request, rng.choice([None, 0, 4, 99]), ttft_ms))
         elif what == 11:
             data = message(frontend, events.RequestCompleted(request, 3, "stop", 4))
         elif what == 12:
@@ -81,6 +81,13 @@ def history(seed: int, length: int) -> list[Record]:
             )
         elif what == 13 and records:
             data = rng.choice(records).data
+        elif what in (14, 15):
+            data = message(frontend, events.OutputGrown(request, rng.randrange(-1, 40)))
+        elif what == 16:
+            data = message(kv, events.PrefixPinned(worker, rank, chain, rng.randrange(-1, 2)))
+        elif what == 17:
+            changed = events.BusyThresholdChanged("m", rng.random(), None, 0.5, "test")
+            data = message("control", changed)
         elif rng.random() < 0.2:
             data = message(
                 "control",
@@ -88,8 +95,42 @@ def history(seed: int, length: int) -> list[Record]:
             )
         else:
             data = rng.choice([b"", b"\xc1", rng.randbytes(20), b"\x95\x02\xa1a\x01\x00\x90"])
-        records.append(Record(seq, seq * 1000, "reckon.t.any", data))
+        records.append(Record(seq, seq * 1_000_000, "reckon.t.any", data))
     return records
+
+
+def _routed(
+    rng: Random, request: str, worker: int, rank: int, chain: list[int], seq: int
+) -> events.RequestRouted:
+    return events.RequestRouted(
+        request_id=request,
+        attempt=0,
+        worker_id=worker,
+        dp_rank=rank,
+        mode="kv",
+        isl=18,
+        overlap_blocks=1,
+        sequence_hashes=chain,
+        cursor=seq,
+        overlap_weight=1.0,
+        temperature=0.0,
+        candidate_count=1,
+        candidates=[],
+        model="m",
+        role=rng.choice(["aggregated", "aggregated", "prefill", "decode"]),
+        expected_osl=rng.choice([None, -1, 0, 7, 20]),
+        books_blocks=rng.random() < 0.8,
+        shares_blocks=rng.random() < 0.8,
+        books_prefill=rng.random() < 0.8,
+        prediction=rng.choice([None, events.Prediction(rng.randrange(-1, 20), 6, 3)]),
+        session=rng.choice([None, events.SessionBinding(rng.choice("abc"), rng.randrange(20))]),
+    )
+
+
+def _hop_ended(
+    request: str, cached_tokens: int | None, ttft_ms: float | None
+) -> events.PrefillHopEnded:
+    return events.PrefillHopEnded(request, cached_tokens, ttft_ms, "done")
 
 
 def _rebased(worker: int, rank: int) -> events.KvRebased:

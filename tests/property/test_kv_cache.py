@@ -1,4 +1,4 @@
-"""The KV cache against a naive model, also where hashes collide all the time."""
+"""The KV cache against a naive model, with pins, also where hashes collide all the time."""
 
 from array import array
 from collections.abc import Callable
@@ -12,15 +12,17 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 
-from eventstore.events import BlockRemoved, BlockStored
+from eventstore.events import BlockRemoved, BlockStored, PrefixPinned
 from indexer.blocks import prompt_hashes
 from workers.kv_cache import BlockTable, KvCache
 
 BLOCK_SIZE = 2
 NUM_BLOCKS = 7
+PINNED_MAX = 3
 
 Prefix = tuple[int, ...]
 
@@ -42,7 +44,16 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(hashing=st.sampled_from([exact, colliding]))
     def start(self, hashing: Callable[[Prefix], list[int]]) -> None:
         self.hashing = hashing
-        self.cache = KvCache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, worker_id=7, dp_rank=1)
+        self.cache = KvCache(
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            worker_id=7,
+            dp_rank=1,
+            pinned_max=PINNED_MAX,
+        )
+        self.now_ms = 0
+        self.pinned: dict[int, tuple[int, int, int]] = {}
+        """Hash → when its pin ends, minus its depth, its TTL."""
         self.live: list[BlockTable] = []
         self.parents: dict[int, int | None] = {}
         """What a log reader knows: visible hash → parent hash."""
@@ -54,20 +65,49 @@ class CacheMachine(RuleBasedStateMachine):
         """A request gets in exactly if its blocks fit, and shares exactly what is there."""
         table = BlockTable(array("I", tokens), self.hashing(tuple(tokens)))
         blocks = -(-len(tokens) // BLOCK_SIZE)
-        depth = 0
-        while depth < len(table.hashes) and self.holds(table, depth):
-            depth += 1
-        in_use = {used for other in self.live for used in other.hashes[: other.shared]}
-        needed = blocks - sum(one in in_use for one in table.hashes[:depth])
-        fits = needed <= NUM_BLOCKS - self.cache.active_blocks
+        depth = self.cached_depth(table)
+        in_use, private = self.in_use()
+        held = in_use | self.pinned.keys()
+        needed = blocks - sum(one in held for one in table.hashes[:depth])
+        fits = needed <= NUM_BLOCKS - len(held) - private
         assert self.cache.allocate(table, blocks) == fits
         if not fits:
             assert table.shared == table.private == 0
             return multiple()
         assert (table.shared, table.private) == (depth, blocks - depth)
+        for one in table.hashes[:depth]:
+            if one in self.pinned:
+                until_ms, negative_depth, ttl_ms = self.pinned[one]
+                self.pinned[one] = max(until_ms, self.now_ms + ttl_ms), negative_depth, ttl_ms
         self.live.append(table)
         self.replay(table)
         return table
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12), ttl_ms=st.integers(1, 5))
+    def pin(self, tokens: list[int], ttl_ms: int) -> None:
+        """What is cached of a prompt is pinned, its head first where there is not room for all."""
+        table = BlockTable(array("I", tokens), self.hashing(tuple(tokens)))
+        kept = []
+        for depth, one in enumerate(table.hashes[: self.cached_depth(table)]):
+            until_ms, _, longest_ms = self.pinned.get(one, (0, 0, 0))
+            if not until_ms and len(self.pinned) == PINNED_MAX:
+                break
+            until_ms = max(until_ms, self.now_ms + ttl_ms)
+            self.pinned[one] = until_ms, -depth, max(longest_ms, ttl_ms)
+            kept.append(one)
+        assert self.cache.pin(table, ttl_ms) == kept
+
+    @rule(ms=st.integers(0, 4))
+    def wait(self, ms: int) -> None:
+        self.now_ms += ms
+        self.pinned = {one: pin for one, pin in self.pinned.items() if pin[0] > self.now_ms}
+        self.cache.advance(self.now_ms)
+
+    @precondition(lambda self: self.pinned)
+    @rule()
+    def unpin_one(self) -> None:
+        del self.pinned[min(self.pinned, key=lambda one: (*self.pinned[one][:2], one))]
+        self.cache.unpin_one()
 
     @rule(table=tables, share=st.floats(0, 1))
     def publish(self, table: BlockTable, share: float) -> None:
@@ -80,7 +120,8 @@ class CacheMachine(RuleBasedStateMachine):
     def grow(self, table: BlockTable, token: int) -> None:
         """One more token; at a block boundary it needs a block, there unless all are used."""
         if not len(table.tokens) % BLOCK_SIZE:
-            possible = self.cache.active_blocks < NUM_BLOCKS
+            in_use, private = self.in_use()
+            possible = len(in_use | self.pinned.keys()) + private < NUM_BLOCKS
             assert self.cache.grow(table) == possible
             if not possible:
                 return
@@ -98,6 +139,14 @@ class CacheMachine(RuleBasedStateMachine):
     def nothing_leaks(self) -> None:
         if hasattr(self, "cache"):
             self.cache.check(self.live)
+
+    @invariant()
+    def what_is_in_use_and_what_is_pinned_are_told_apart(self) -> None:
+        if hasattr(self, "cache"):
+            in_use, private = self.in_use()
+            assert self.cache.active_blocks == len(in_use) + private
+            assert self.cache.held_blocks == len(in_use | self.pinned.keys()) + private
+            assert self.cache.pinned_blocks == len(self.pinned)
 
     @invariant()
     def events_tell_what_is_visible(self) -> None:
@@ -121,6 +170,17 @@ class CacheMachine(RuleBasedStateMachine):
     def prefix(self, table: BlockTable, index: int) -> Prefix:
         return tuple(table.tokens[: (index + 1) * BLOCK_SIZE])
 
+    def in_use(self) -> tuple[set[int], int]:
+        """The visible blocks that requests use, and how many private ones they have."""
+        shared = {used for table in self.live for used in table.hashes[: table.shared]}
+        return shared, sum(table.private for table in self.live)
+
+    def cached_depth(self, table: BlockTable) -> int:
+        depth = 0
+        while depth < len(table.hashes) and self.holds(table, depth):
+            depth += 1
+        return depth
+
     def holds(self, table: BlockTable, index: int) -> bool:
         return self.contents.get(table.hashes[index]) == self.prefix(table, index)
 
@@ -129,6 +189,7 @@ class CacheMachine(RuleBasedStateMachine):
         for event in self.cache.take_events():
             assert (event.worker_id, event.dp_rank) == (7, 1)
             if isinstance(event, BlockRemoved):
+                assert not self.pinned.keys() & event.sequence_hashes, "a pinned block is evicted"
                 for block_hash in event.sequence_hashes:
                     del self.parents[block_hash], self.contents[block_hash]
                 assert not self.parents.keys() & event.sequence_hashes
@@ -136,6 +197,7 @@ class CacheMachine(RuleBasedStateMachine):
                     parent is None or parent in self.parents for parent in self.parents.values()
                 ), "a child outlived its parent"
             else:
+                assert isinstance(event, BlockStored)
                 self.replay_stored(event, table)
 
     def replay_stored(self, event: BlockStored, table: BlockTable) -> None:
@@ -211,3 +273,30 @@ def test_without_prefix_caching_nothing_is_shared_or_announced() -> None:
         assert (table.shared, table.private) == (0, 2)
     assert cache.take_events() == cache.contents() == []
     cache.check(tables)
+
+
+def test_pins_are_told_with_the_whole_seconds_that_are_left() -> None:
+    cache = KvCache(
+        num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, worker_id=7, dp_rank=1, pinned_max=4
+    )
+    long = BlockTable(array("I", [1, 1, 2, 2, 3, 3]), [10, 20, 30])
+    other = BlockTable(array("I", [4, 4]), [40])
+    for table in (long, other):
+        assert cache.allocate(table, len(table.hashes))
+        cache.publish(table, len(table.hashes))
+        cache.free(table)
+    assert cache.pin(long, 5_000) == [10, 20, 30]
+    assert cache.pin(BlockTable(array("I", [1, 1]), [10]), 9_500) == [10]
+    assert cache.pin(other, 5_000) == [40]
+    cache.advance(500)
+    expected = [
+        PrefixPinned(7, 1, [10], 9),
+        PrefixPinned(7, 1, [20, 30], 4),
+        PrefixPinned(7, 1, [40], 4),
+    ]
+    assert cache.pinned() == expected
+    cache.advance(4_500)
+    assert cache.pinned() == [PrefixPinned(7, 1, [10], 5)], "less than a second is nothing to tell"
+    cache.advance(9_500)
+    assert (cache.pinned(), cache.pinned_blocks) == ([], 0)
+    cache.check([])

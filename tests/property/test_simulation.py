@@ -1,13 +1,18 @@
 """The whole deployment in virtual time under faults: many seeds hold, and each repeats exactly."""
 
+import gc
 import os
+import random
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
+from simulations.cluster import Outcome
 from simulations.seeds import command, regressions, run_quietly
 from simulations.swarm import Sizes
+from tests.elsewhere import tasks_elsewhere
 
 SHORT = Sizes(replicas=3, workers=3, requests=80, seconds=20.0)
 SEEDS = 300
@@ -51,3 +56,25 @@ def test_the_same_seed_writes_the_same_bytes() -> None:
     }
     told.add(run_quietly(11, Sizes(requests=80, seconds=20.0)).fingerprint)
     assert len(told) == 1
+
+
+def timeless(outcome: Outcome) -> Outcome:
+    """All that a seed decides."""
+    return msgspec.structs.replace(outcome, real_s=0.0)
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13])
+def test_a_run_is_the_same_whatever_else_goes_on_in_the_process(seed: int) -> None:
+    """Tasks of other loops, other runs before it, garbage collected at other moments."""
+    alone = timeless(run_quietly(seed, SHORT))
+    drawn = random.getstate()
+    with tasks_elsewhere():
+        run_quietly(seed + 1, SHORT)
+        assert timeless(run_quietly(seed, SHORT)) == alone
+    thresholds = gc.get_threshold()
+    gc.set_threshold(50, 2, 2)
+    try:
+        assert timeless(run_quietly(seed, SHORT)) == alone
+    finally:
+        gc.set_threshold(*thresholds)
+    assert random.getstate() == drawn, "something draws from the generator that all share"

@@ -19,6 +19,9 @@ from frontend.chunks import (
     chat_body,
     completion_body,
     error_frames,
+    query_body,
+    query_frames,
+    timing_of,
 )
 from frontend.errors import EngineError
 
@@ -30,9 +33,14 @@ WIRE_USAGE = {
     "total_tokens": 14,
     "prompt_tokens_details": {"cached_tokens": 8},
 }
-NVEXT = NvExtAnswer(WorkerId(2**64 - 1, 0), predicted_cached_tokens=8)
+NVEXT = NvExtAnswer(WorkerId.of_one(2**64 - 1, 0), predicted_cached_tokens=8)
 WIRE_NVEXT = {
-    "worker_id": {"decode_worker_id": 2**64 - 1, "decode_dp_rank": 0},
+    "worker_id": {
+        "prefill_worker_id": 2**64 - 1,
+        "prefill_dp_rank": 0,
+        "decode_worker_id": 2**64 - 1,
+        "decode_dp_rank": 0,
+    },
     "predicted_cached_tokens": 8,
 }
 
@@ -135,6 +143,71 @@ def test_only_what_was_asked_for_is_there(make: Any) -> None:
     assert msgspec.json.encode(NvExtAnswer(predicted_cached_tokens=0)) == (
         b'{"predicted_cached_tokens":0}'
     )
+
+
+def test_timing_says_as_much_as_came_to_pass() -> None:
+    whole = timing_of(
+        received_ms=1_700_000_000_000.0,
+        started_s=10.0,
+        sent_s=10.25,
+        first_output_s=11.0,
+        ended_s=12.5,
+        kv_hit_rate=0.0,
+        router_queue_depth=0,
+    )
+    assert msgspec.to_builtins(whole) == {
+        "request_received_ms": 1_700_000_000_000.0,
+        "prefill_wait_time_ms": 250.0,
+        "prefill_time_ms": 750.0,
+        "ttft_ms": 1000.0,
+        "total_time_ms": 2500.0,
+        "kv_hit_rate": 0.0,
+        "router_queue_depth": 0,
+    }
+    unsent = timing_of(
+        received_ms=1.0,
+        started_s=10.0,
+        sent_s=None,
+        first_output_s=None,
+        ended_s=None,
+        kv_hit_rate=None,
+        router_queue_depth=3,
+    )
+    assert msgspec.to_builtins(NvExtAnswer(timing=unsent)) == {
+        "timing": {"request_received_ms": 1.0, "router_queue_depth": 3}
+    }
+
+
+@pytest.mark.parametrize(("chat", "kind"), [(True, "chat.completion"), (False, "text_completion")])
+def test_where_a_request_would_go(chat: bool, kind: str) -> None:
+    """Without text, and with what it takes to send the request there."""
+    worker = WorkerId(7, 1, 9, 0)
+    wire_nvext = {
+        "worker_id": {
+            "decode_worker_id": 7,
+            "decode_dp_rank": 1,
+            "prefill_worker_id": 9,
+            "prefill_dp_rank": 0,
+        },
+        "token_ids": [1, 322, 201],
+    }
+    asked = ("id-1", 1700000000, "tiny", chat, worker, [1, 322, 201])
+    body = msgspec.json.decode(query_body(*asked))
+    chunk, done = read(query_frames(*asked))
+    assert done == b"[DONE]"
+    assert (body["object"], chunk["object"]) == (kind, kind + ".chunk" if chat else kind)
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+    for answer in (body, chunk):
+        assert answer["nvext"] == wire_nvext
+        [choice] = answer["choices"]
+        assert choice["finish_reason"] == "stop"
+        message = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
+        assert not message["content"]
+    if chat:
+        ChatCompletion.model_validate(body, strict=True)
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    else:
+        Completion.model_validate(body, strict=True)
 
 
 def test_a_failed_stream_says_so_and_is_done() -> None:

@@ -1,4 +1,7 @@
-"""The wire format, sample by sample. What is here has been written to logs: it is never edited."""
+"""The wire format, sample by sample. What is here has been written to logs: it is never edited.
+
+An event that has got new fields gets another sample; the one without them stays.
+"""
 
 from typing import Any, get_args
 
@@ -16,7 +19,10 @@ from eventstore.events import (
     FrontendRemoved,
     KvRebased,
     OutputGrown,
+    Prediction,
     PrefillCompleted,
+    PrefillHopEnded,
+    PrefixPinned,
     RequestAccepted,
     RequestCancelled,
     RequestCompleted,
@@ -25,10 +31,12 @@ from eventstore.events import (
     RequestQueued,
     RequestRejected,
     RequestRouted,
+    SessionBinding,
     SnapshotTaken,
     StateReset,
     WorkerRegistered,
     WorkerRemoved,
+    WorkerSetAside,
 )
 
 U64 = 2**64 - 1
@@ -58,7 +66,28 @@ GOLDEN: list[tuple[AnyEvent, list[Any]]] = [
             *([[2, 1, 3, 52, 6, 9.25]], "m", 64),
         ],
     ),
+    (
+        RequestRouted(
+            *("r", 1, 2, 1, "kv", 100, 3, [1, 2, 3], 42, 1.0, 0.0, 4),
+            *([Candidate(2, 1, 3, 52, 6, 9.25, 7)], "m", 64, "decode", 500, True, False, False),
+            *("ms", 12.5, Prediction(120_000, 100, 80), SessionBinding("s", 60_000), 2, 1, 88.5),
+        ),
+        [
+            *("request.routed", "r", 1, 2, 1, "kv", 100, 3, [1, 2, 3], 42, 1.0, 0.0, 4),
+            *([[2, 1, 3, 52, 6, 9.25, 7]], "m", 64, "decode", 500, True, False, False),
+            *("ms", 12.5, [120_000, 100, 80], ["s", 60_000], 2, 1, 88.5),
+        ],
+    ),
+    (
+        RequestQueued("r", 1.5, "prefill", 2, 900, 4),
+        ["request.queued", "r", 1.5, "prefill", 2, 900, 4],
+    ),
     (PrefillCompleted("r", 48), ["request.prefill_completed", "r", 48]),
+    (PrefillCompleted("r", 48, 20.5), ["request.prefill_completed", "r", 48, 20.5]),
+    (
+        PrefillHopEnded("r", 4, 1.5, "done"),
+        ["request.prefill_hop_ended", "r", 4, 1.5, "done"],
+    ),
     (OutputGrown("r", 16), ["request.output_grown", "r", 16]),
     (RequestMigrated("r", 3, "worker_lost"), ["request.migrated", "r", 3, "worker_lost"]),
     (RequestCompleted("r", 64, "length", 48), ["request.completed", "r", 64, "length", 48]),
@@ -66,8 +95,21 @@ GOLDEN: list[tuple[AnyEvent, list[Any]]] = [
     (RequestCancelled("r", 3, "disconnect"), ["request.cancelled", "r", 3, "disconnect"]),
     (RequestRejected("r", "overloaded", 503), ["request.rejected", "r", "overloaded", 503]),
     (
+        RequestRejected("r", "all_workers_busy", 503, "all 2 are"),
+        ["request.rejected", "r", "all_workers_busy", 503, "all 2 are"],
+    ),
+    (
+        WorkerSetAside(1, 2, 5, 1.0, "worker_lost"),
+        ["frontend.worker_set_aside", 1, 2, 5, 1.0, "worker_lost"],
+    ),
+    (PrefixPinned(1, 2, [3], 300), ["kv.prefix_pinned", 1, 2, [3], 300]),
+    (
         BusyThresholdChanged("m", 0.85, 1000, None),
         ["threshold.changed", "m", 0.85, 1000, None],
+    ),
+    (
+        BusyThresholdChanged("m", 0.85, 1000, None, "somebody"),
+        ["threshold.changed", "m", 0.85, 1000, None, "somebody"],
     ),
     (StateReset("operator"), ["state.reset", "operator"]),
     (SnapshotTaken("state-42", 42, "ab12"), ["snapshot.taken", "state-42", 42, "ab12"]),
@@ -80,10 +122,17 @@ def test_every_event_type_has_a_sample() -> None:
 
 @pytest.mark.parametrize(("event", "wire"), GOLDEN, ids=lambda value: type(value).__name__)
 def test_events_are_written_and_read_as_ever(event: AnyEvent, wire: list[Any]) -> None:
-    assert msgspec.msgpack.decode(codec.encoded_event(event)) == wire
+    assert _begins(msgspec.msgpack.decode(codec.encoded_event(event)), wire)
     decoded = codec.decode(msgspec.msgpack.encode([1, "p", 0, 0, [wire]]))
     assert decoded.batch is not None
     assert decoded.batch.events == [event]
+
+
+def _begins(now: Any, then: Any) -> bool:
+    """Whether an array of today is one of then, perhaps with more behind it, at every level."""
+    if not isinstance(then, list):
+        return bool(now == then)
+    return len(now) >= len(then) and all(map(_begins, now, then))
 
 
 def test_a_batch_is_an_array_of_five() -> None:

@@ -12,6 +12,7 @@ from frontend.errors import (
     BodyTooLarge,
     ClientTooSlow,
     ContextLengthExceeded,
+    DeadlineExceeded,
     EngineError,
     EngineOverloaded,
     EngineRefused,
@@ -21,7 +22,6 @@ from frontend.errors import (
     ModelNotFound,
     NotAvailableYet,
     NotReady,
-    Overloaded,
     RequestTimeout,
     RouteNotFound,
     ShuttingDown,
@@ -32,10 +32,15 @@ from frontend.errors import (
     error_body,
     http_of,
     row_of,
+    status_of,
 )
+from router.busy import Busy
 from router.errors import (
+    AllWorkersBusy,
     LogBacklogFull,
     NoWorkers,
+    QueueFull,
+    QueueTimeout,
     ReplicaNotReady,
     RouterError,
     UnknownWorker,
@@ -43,6 +48,7 @@ from router.errors import (
 )
 from workers.errors import CannotConnect, FrameTooLarge, WorkerBacklogged, WorkerError, WorkerLost
 
+BUSY = Busy("active_prefill_tokens_threshold", 1000, 1777)
 SECRET = "10.0.0.7:9999 Traceback"
 
 CASES: list[tuple[Exception, int, str]] = [
@@ -60,7 +66,9 @@ CASES: list[tuple[Exception, int, str]] = [
     (UnsupportedMediaType(None), 415, "unsupported_media_type"),
     (NotReady(), 503, "not_ready"),
     (ShuttingDown(), 503, "shutting_down"),
-    (Overloaded("tiny"), 503, "overloaded"),
+    (DeadlineExceeded("first_token", 30), 504, "first_token_timeout"),
+    (DeadlineExceeded("inter_token", 2.5), 504, "inter_token_timeout"),
+    (DeadlineExceeded("total", 600), 504, "total_timeout"),
     (EngineError(SECRET), 500, "engine_error"),
     (EngineRefused(SECRET), 400, "refused_by_engine"),
     (EngineOverloaded(SECRET), 503, "overloaded"),
@@ -69,6 +77,9 @@ CASES: list[tuple[Exception, int, str]] = [
     (NoWorkers("tiny"), 503, "no_workers"),
     (UnknownWorker(7, "tiny"), 400, "unknown_worker"),
     (WorkerRequired(), 400, "worker_required"),
+    (AllWorkersBusy("tiny", 3, BUSY), 503, "all_workers_busy"),
+    (QueueFull(10), 503, "queue_full"),
+    (QueueTimeout(30.0), 503, "queue_timeout"),
     (ReplicaNotReady(5, 9), 503, "not_ready"),
     (LogBacklogFull(100), 503, "log_unavailable"),
     (WorkerError(SECRET), 500, "worker_error"),
@@ -128,6 +139,27 @@ def test_headers_that_go_with_a_status() -> None:
     assert http_of(MethodNotAllowed("GET", ["POST", "HEAD"])).headers["Allow"] == "HEAD, POST"
     closing = [type(error) for error, _, _ in CASES if "Connection" in http_of(error).headers]
     assert closing == [RequestTimeout, ClientTooSlow, BodyTooLarge, ShuttingDown]
+
+
+def test_a_refusal_for_load_says_which_threshold_which_value_and_how_many_workers() -> None:
+    message = json.loads(error_body(AllWorkersBusy("tiny", 3, BUSY)))["error"]["message"]
+    assert message.startswith(
+        "Service temporarily unavailable: All workers are busy, please retry later; "
+    )
+    for fact in ("active_prefill_tokens_threshold", "1000", "1777", "3 workers", "tiny"):
+        assert fact in message
+
+
+def test_only_what_says_busy_has_the_status_that_is_chosen_for_it() -> None:
+    chosen = {
+        type(error)
+        for error, status, _ in CASES
+        if status_of(error, 529) != status_of(error) == status
+    }
+    busy = {AllWorkersBusy, QueueFull, QueueTimeout, EngineOverloaded, WorkerBacklogged}
+    assert chosen == busy
+    answer = http_of(QueueFull(10), 529)
+    assert (answer.status, answer.headers["Retry-After"]) == (529, "1")
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,14 @@ PAGE = """
 """
 """The peer's page: flag, variable, default (but ours for the discovery backend)."""
 
-AVAILABLE = """
-http_host http_port http_body_limit_mb http_graceful_shutdown_timeout_secs router_mode
-router_kv_overlap_score_weight router_temperature router_replica_sync
-router_reset_states router_snapshot_threshold router_snapshots_kept router_snapshot_bytes namespace
-discovery_backend
-request_plane event_plane metrics_prefix nats_url nats_wait_secs log_replicas nats_server_binary
-data_dir log_levels logging_jsonl log_use_local_tz nats_user nats_password nats_password_file
-nats_token nats_nkey nats_credentials_file nats_tls_ca nats_tls_cert nats_tls_key nats_inbox_prefix
+LATER = """
+tls_cert_path tls_key_path router_event_threads namespace_prefix model_name model_path
+kv_cache_block_size kserve_grpc_server grpc_metrics_port dump_config_to enable_anthropic_api
+dyn_chat_processor dyn_debug_perf dyn_preprocess_workers interactive chat_path completions_path
+embeddings_path responses_path models_path anthropic_path health_path live_path metrics_path
+router_durable_kv_events
 """.split()
+"""Of the page, and not built."""
 
 FRONTEND = {each.name: each for each in declarations(FrontendSettings)}
 
@@ -98,17 +97,16 @@ def test_the_frontend_has_every_option_of_the_page() -> None:
     ours = [
         f"{each.flag or '-'} {each.variables[0]} {each.default_text.partition(' (')[0]}"
         for each in FRONTEND.values()
-        if each.group not in ("Snapshots", "NATS", "Access to NATS", "Logging")
     ]
-    assert ours == PAGE.split("\n")[1:-1]
+    assert set(PAGE.split("\n")[1:-1]) <= set(ours)
 
 
 def test_only_what_is_built_is_available() -> None:
-    available = [name for name, each in FRONTEND.items() if each.option.available]
-    assert sorted(available) == sorted(AVAILABLE)
+    later = [name for name, each in FRONTEND.items() if not each.option.available]
+    assert sorted(later) == sorted(LATER)
 
 
-@pytest.mark.parametrize("name", sorted(FRONTEND.keys() - set(AVAILABLE)))
+@pytest.mark.parametrize("name", sorted(LATER))
 def test_an_option_that_is_not_built_is_refused_by_name(name: str) -> None:
     each = FRONTEND[name]
     text = other_than_default(each)
@@ -133,6 +131,16 @@ RANGES = {
     "router_snapshot_bytes": "at least 1",
     "router_event_threads": "at least 1",
     "router_queue_threshold": "at least 0",
+    "router_queue_len_max": "at least 1",
+    "router_queue_wait_max_secs": "above 0",
+    "router_predicted_ttl_secs": "above 0",
+    "router_session_affinity_ttl_secs": "1 to 31536000",
+    "http_overload_status_code": "400 to 599",
+    "conditional_disagg_isl": "at least 1",
+    "conditional_disagg_ratio": "above 0, at most 1",
+    "request_first_token_timeout_secs": "above 0",
+    "request_inter_token_timeout_secs": "above 0",
+    "request_timeout_secs": "above 0",
     "migration_limit": "0 to 4294967295",
     "active_decode_blocks_threshold": "0 to 1",
     "active_prefill_tokens_threshold": "at least 0",
@@ -193,8 +201,7 @@ def test_planes_that_are_not_built(flag: str, choice: str) -> None:
 @pytest.mark.parametrize("alias", ["--kv-events", "--assume-kv-reuse", "--track-active-blocks"])
 def test_older_spellings_are_known(alias: str) -> None:
     assert parse(FrontendSettings, [alias], {}) == FrontendSettings()
-    with pytest.raises(SettingsError, match="not available yet"):
-        parse(FrontendSettings, [alias.replace("--", "--no-")], {})
+    assert parse(FrontendSettings, [alias.replace("--", "--no-")], {}) != FrontendSettings()
 
 
 def test_the_namespace() -> None:

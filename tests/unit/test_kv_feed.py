@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from eventstore.codec import decode
 from eventstore.errors import LogUnavailable
-from eventstore.events import BlockRemoved, BlockStored, KvRebased
+from eventstore.events import BlockRemoved, BlockStored, KvRebased, PrefixPinned
 from eventstore.log import Appended, EventLog
 from eventstore.memory import MemoryLog
 from eventstore.publisher import BLOCKS_PER_EVENT_MAX
@@ -43,6 +43,8 @@ class Cache:
         self.blocks: dict[int, int | None] = {}
         """Sequence hash → the one before it."""
         self.reasons: list[str] = []
+        self.pinned: list[PrefixPinned] = []
+        """Since the last rebase."""
         self.seen: dict[tuple[str, int], int] = {}
 
     async def read(self, log: EventLog) -> "Cache":
@@ -61,6 +63,7 @@ class Cache:
         match event:
             case KvRebased(worker_id=worker, dp_rank=rank, reason=reason):
                 self.blocks.clear()
+                self.pinned.clear()
                 self.reasons.append(reason)
             case BlockStored(worker_id=worker, dp_rank=rank, parent_hash=parent):
                 assert parent is None or parent in self.blocks
@@ -70,6 +73,9 @@ class Cache:
             case BlockRemoved(worker_id=worker, dp_rank=rank, sequence_hashes=hashes):
                 for each in hashes:
                     self.blocks.pop(each, None)
+            case PrefixPinned(worker_id=worker, dp_rank=rank, sequence_hashes=hashes):
+                assert self.blocks.keys() >= set(hashes), "pinned before it is stored"
+                self.pinned.append(event)
             case _:
                 raise AssertionError(event)
         assert (worker, rank) == (WORKER, RANK)
@@ -136,10 +142,10 @@ async def test_an_overflow_rebases_and_nothing_is_missing() -> None:
     feed = make_feed(log, engine, events_max=10)
     await feed.flush(5.0)
     log.reachable = False
-    async for events in traffic(engine, 30):
+    async for events in traffic(engine, 60):
         feed.publish(events)
     assert feed.epoch > 2
-    assert feed.buffered <= 10 + engine.config.num_gpu_blocks + 1
+    assert feed.buffered <= 10 + 2 * engine.config.num_gpu_blocks + 1
     log.reachable = True
     async for events in traffic(engine, 3):
         feed.publish(events)
@@ -148,6 +154,39 @@ async def test_an_overflow_rebases_and_nothing_is_missing() -> None:
     cache = await Cache().read(log)
     assert cache.blocks == expected(engine) != {}
     assert cache.reasons[0] == "started" and set(cache.reasons[1:]) == {"overflow"}
+
+
+async def test_pins_are_told_anew_with_every_announcement() -> None:
+    """The first ones, too, of a feed that follows an engine with pins."""
+    log, engine = make_log(), make_engine()
+    async for _ in traffic(engine, 3):
+        pass
+    feed = make_feed(log, engine)
+    kept = engine.pin([0] * 20, 60_000, 0.0)
+    feed.follow_pins(lambda: engine.pinned(0.0))
+    feed.publish([PrefixPinned(0, RANK, kept[:1], 90)])
+    await feed.flush(5.0)
+    told = await Cache().read(log)
+    assert [(pin.sequence_hashes, pin.ttl_s) for pin in told.pinned] == [
+        (kept, 60),
+        (kept[:1], 90),
+    ]
+    feed.announce_after(feed.epoch)
+    await feed.close(5.0)
+    told = await Cache().read(log)
+    assert told.reasons == ["started", "asked"]
+    assert [(pin.sequence_hashes, pin.ttl_s) for pin in told.pinned] == [(kept, 60)]
+
+
+async def test_a_pin_of_any_size_is_told() -> None:
+    log, engine = make_log(), make_engine()
+    feed = make_feed(log, engine)
+    hashes = list(range(2 * BLOCKS_PER_EVENT_MAX + 5))
+    feed.publish([BlockStored(0, RANK, None, hashes), PrefixPinned(0, RANK, hashes, 5)])
+    await feed.close(5.0)
+    pinned = (await Cache().read(log)).pinned
+    assert [each for pin in pinned for each in pin.sequence_hashes] == hashes
+    assert [pin.ttl_s for pin in pinned] == [5, 5, 5]
 
 
 async def test_a_fact_of_any_size_is_told() -> None:

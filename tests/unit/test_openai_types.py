@@ -56,7 +56,15 @@ def refusal(**fields: Any) -> BadRequest:
         {"user": "u", "metadata": {"a": [1]}, "safety_identifier": "s", "prompt_cache_key": "k"},
         {"parallel_tool_calls": False},
         {"nvext": {}}, {"nvext": {"backend_instance_id": 2**64 - 1}},
-        {"nvext": {"extra_fields": ["worker_id", "predicted_cached_tokens"], "annotations": []}},
+        {"nvext": {"extra_fields": ["worker_id", "predicted_cached_tokens", "timing"]}},
+        {"nvext": {"annotations": []}}, {"nvext": {"annotations": ["query_instance_id:"]}},
+        {"nvext": {"prefill_worker_id": 0, "decode_worker_id": 2**64 - 1, "session_id": "s"}},
+        {"nvext": {"dp_rank": 0, "prefill_dp_rank": 2**32 - 1}},
+        {"nvext": {"agent_hints": {"latency_sensitivity": -1.5, "osl": 0, "priority": -(2**31)}}},
+        {"nvext": {"agent_hints": {"strict_priority": 2**32 - 1, "speculative_prefill": False}}},
+        {"nvext": {"cache_control": {"type": "ephemeral", "ttl": "never"}}},
+        {"nvext": {"router_config_override": {
+            "overlap_score_weight": 0, "router_temperature": 0.5, "assume_kv_reuse": False}}},
         {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
         # What is not available yet may be asked for in a way that asks for nothing.
         {"n": 1, "store": False, "service_tier": "auto", "logprobs": False, "top_logprobs": 0},
@@ -101,6 +109,32 @@ def test_values_that_are_refused_name_their_field(param: str, value: Any) -> Non
         ("nvext.extra_fields", {"nvext": {"extra_fields": ["nonsense"]}}),
         ("nvext.backend_instance_id", {"nvext": {"backend_instance_id": 2**64}}),
         ("nvext.backend_instance_id", {"nvext": {"backend_instance_id": -1}}),
+        ("nvext.prefill_worker_id", {"nvext": {"prefill_worker_id": 2**64}}),
+        ("nvext.decode_worker_id", {"nvext": {"decode_worker_id": "5"}}),
+        ("nvext.dp_rank", {"nvext": {"dp_rank": 2**32}}),
+        ("nvext.prefill_dp_rank", {"nvext": {"prefill_dp_rank": -1}}),
+        ("nvext.agent_hints", {"nvext": {"agent_hints": []}}),
+        ("nvext.agent_hints.priority", {"nvext": {"agent_hints": {"priority": 2**31}}}),
+        ("nvext.agent_hints.priority", {"nvext": {"agent_hints": {"priority": 1.5}}}),
+        ("nvext.agent_hints.strict_priority", {"nvext": {"agent_hints": {"strict_priority": -1}}}),
+        ("nvext.agent_hints.osl", {"nvext": {"agent_hints": {"osl": 2**32}}}),
+        ("nvext.agent_hints.haste", {"nvext": {"agent_hints": {"haste": 1}}}),
+        ("nvext.cache_control.type", {"nvext": {"cache_control": {"ttl": "5m"}}}),
+        ("nvext.cache_control.type", {"nvext": {"cache_control": {"type": "eternal"}}}),
+        ("nvext.cache_control.ttl", {"nvext": {"cache_control": {"type": "ephemeral", "ttl": []}}}),
+        *(
+            (f"nvext.router_config_override.{name}", {"nvext": {"router_config_override": value}})
+            for name, value in (
+                ("overlap_score_weight", {"overlap_score_weight": -0.1}),
+                ("router_temperature", {"router_temperature": -1}),
+                ("router_temperature", {"router_temperature": 1e-300}),
+                ("router_temperature", {"router_temperature": 1e300}),
+                ("assume_kv_reuse", {"assume_kv_reuse": 1}),
+                ("track_prefill_tokens", {"track_prefill_tokens": True}),
+            )
+        ),
+        ("nvext.annotations", {"nvext": {"annotations": ["query_instance_id:7"]}}),
+        ("nvext.annotations", {"nvext": {"annotations": ["nonsense"]}}),
         ("nvext.what", {"nvext": {"what": 1}}),
         ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
         ("stop[0]", {"stop": [True]}),
@@ -139,7 +173,12 @@ def test_a_missing_field_is_named() -> None:
         ({"cache_salt": "s"}, "cache_salt is not available yet"),
         ({"nvext": {"token_data": [1]}}, "nvext.token_data is not available yet"),
         ({"nvext": {"use_raw_prompt": True}}, "nvext.use_raw_prompt other than false"),
-        ({"nvext": {"extra_fields": ["timing"]}}, "nvext.extra_fields: timing"),
+        ({"nvext": {"extra_fields": ["token_ids"]}}, "nvext.extra_fields: token_ids"),
+        ({"nvext": {"annotations": ["token_ids"]}}, "nvext.annotations: token_ids"),
+        (
+            {"nvext": {"agent_hints": {"speculative_prefill": True}}},
+            "nvext.agent_hints.speculative_prefill other than false is not available yet",
+        ),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], message: str) -> None:

@@ -12,18 +12,18 @@ from router.selection import REASONS_MAX, Load, Prompt, best, costs, depth_by_sl
 def test_worked_example_holder_against_stranger() -> None:
     """Block size 4, 18 tokens, one worker holds 2 blocks, both idle: 6.5 against 8.5."""
     prompt = Prompt(isl=18, block_size=4, block_count=4)
-    assert costs(prompt, Load([0, 0], [0, 0]), [2, 0], [0, 0], 1.0) == [6.5, 8.5]
+    assert costs(prompt, Load([0, 0], [0, 0], [0, 0]), [2, 0], [0, 0], 1.0) == [6.5, 8.5]
 
 
 def test_load_and_weight_enter_the_cost() -> None:
     """weight 2: 2 * (100 + 32 - 16) / 16 + 7 + 2 - 1."""
     prompt = Prompt(isl=32, block_size=16, block_count=2)
-    assert costs(prompt, Load([100], [7]), [1], [1], 2.0) == [2 * (100 + 32 - 16) / 16 + 8]
+    assert costs(prompt, Load([100], [7], [1]), [1], [1], 2.0) == [2 * (100 + 32 - 16) / 16 + 8]
 
 
 def test_weight_zero_ignores_the_cache() -> None:
     prompt = Prompt(isl=64, block_size=16, block_count=4)
-    assert costs(prompt, Load([500, 0], [3, 3]), [4, 0], [0, 0], 0.0) == [7, 7]
+    assert costs(prompt, Load([500, 0], [3, 3], [1, 1]), [4, 0], [0, 0], 0.0) == [7, 7]
 
 
 def test_depths_are_spread_over_slots_whatever_group_is_the_largest() -> None:

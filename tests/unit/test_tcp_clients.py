@@ -15,7 +15,7 @@ from workers.card import Instance, ModelCard
 from workers.clients import WorkerClients
 from workers.discovery import Ending
 from workers.errors import WorkerLost
-from workers.protocol import Announce, EngineRequest, Output
+from workers.protocol import Announce, EngineRequest, Output, Pin
 from workers.tcp_server import Connection, WorkerServer
 
 
@@ -31,6 +31,8 @@ class Worker:
     def on_cancel(self, connection: Connection, stream: int) -> None: ...
 
     def on_announce(self, message: Announce) -> None: ...
+
+    def on_pin(self, message: Pin) -> None: ...
 
     def running(self, connection: Connection) -> list[int]:
         return sorted(connection.streams)

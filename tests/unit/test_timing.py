@@ -31,6 +31,14 @@ def test_speedup_divides_everything() -> None:
     )
 
 
+def test_a_transfer_takes_its_bits_over_the_speed_of_the_link() -> None:
+    # A gigabyte, at 400 gigabits a second: a 50th of a second.
+    timing = TimingModel(kv_bytes_per_token=1_000_000)
+    assert timing.transfer_ms(1_000) == pytest.approx(20)
+    assert timing.transfer_ms(0) == 0
+    assert TimingModel(2, 1_000_000, 100).transfer_ms(1_000) == pytest.approx(40)
+
+
 @pytest.mark.parametrize("speedup", [0, -1, float("nan")])
 def test_speedup_is_above_zero(speedup: float) -> None:
     with pytest.raises(ValueError, match="speedup"):
