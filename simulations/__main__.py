@@ -1,4 +1,4 @@
-"""`python -m simulations send-trace …`, `… generate-trace …` and `… cluster …`."""
+"""`python -m simulations send-trace …`, `… generate-trace …`, `… compare …` and `… cluster …`."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 
 from eventstore.settings import from_command_line
+from simulations.compare import compare
 from simulations.generate import generate_trace
 from simulations.prompts import PromptMaker, UnusableTokenizer, find_words
 from simulations.report import Outcome, table
@@ -35,6 +36,7 @@ def main() -> int:
     commands: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
         "send-trace": send_trace,
         "generate-trace": generate_trace,
+        "compare": compare,
         "cluster": cluster,
     }
     name, *argv = sys.argv[1:] or [""]

@@ -1,9 +1,9 @@
 """Made-up traffic with the shape of chat: sessions that grow turn by turn over shared prompts.
 
 Sessions arrive as a Poisson process. Each begins with one of a few system prompts, the k-th with
-weight 1/k. Every turn repeats all that was said before and adds a message; its answer is part of
-the next turn's prompt. Lengths and pauses are log-normal, given by their median and their sigma
-(the standard deviation of the logarithm).
+weight 1/k. Every turn repeats all that was said before and adds a message; its answer (of several
+copies of a turn, the last one's) is part of the next turn's prompt. Lengths and pauses are
+log-normal, given by their median and their sigma (the standard deviation of the logarithm).
 """
 
 import sys
@@ -36,6 +36,10 @@ class TrafficOptions(Settings, frozen=True, kw_only=True):
         Option("", "From a turn to the next one, its answer included.", gt=0, unit="seconds"),
     ] = 30.0
     pause_s_sigma: Annotated[float, Option("", _SIGMA_HELP, ge=0, le=5)] = 0.8
+    copies: Annotated[
+        int,
+        Option("", "Requests of equal prompt that every turn sends at once.", ge=1, le=10_000),
+    ] = 1
 
     system_prompts: Annotated[
         int, Option("", "Different system prompts.", group="Lengths", ge=1, le=100_000)
@@ -78,7 +82,8 @@ def generate(options: TrafficOptions, rng: Random) -> list[TraceRequest]:
     """A trace of `options.duration_s`, in order of time; `rng` decides all that is random.
 
     A block that shared content fills has one id in all prompts with that content; the partial last
-    block of a prompt has an id of its own. Ids count from 0 in the order of appearance.
+    block of a prompt has an id of its own, one for all copies of a turn. Ids count from 0 in the
+    order of appearance.
     """
     new_ids = count()
     prompts: list[_SystemPrompt] = []
@@ -111,13 +116,15 @@ def _session(
             return
         full_blocks, rest = divmod(tokens, TRACE_BLOCK_TOKENS)
         ids += [next(new_ids) for _ in range(full_blocks - len(ids))]
-        output = _draw_tokens(rng, options.output_tokens_median, options.output_tokens_sigma)
-        yield TraceRequest(
-            timestamp_ms=int(now_s * 1000),
-            input_length=tokens,
-            output_length=output,
-            hash_ids=[*ids, next(new_ids)] if rest else list(ids),
-        )
+        prompt_ids = [*ids, next(new_ids)] if rest else list(ids)
+        for _ in range(options.copies):
+            output = _draw_tokens(rng, options.output_tokens_median, options.output_tokens_sigma)
+            yield TraceRequest(
+                timestamp_ms=int(now_s * 1000),
+                input_length=tokens,
+                output_length=output,
+                hash_ids=prompt_ids,
+            )
         tokens += output
         now_s += rng.lognormvariate(log(options.pause_s_median), options.pause_s_sigma)
         goes_on = rng.random() >= 1 / options.turns_mean

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 import workers
 from eventstore.options import Option, Settings
+from simulations.compare_config import DEFAULTS, parse_configuration
+from simulations.compare_plot import check_plot
 
 SHIPPED_MODEL = Path(workers.__file__).parent / "model"
 """The model that the mock worker serves unless told otherwise."""
@@ -121,3 +123,89 @@ class ClusterSettings(Settings, frozen=True, kw_only=True):
         Option("", "Show what the processes of a single seed log.", group="Report"),
     ] = False
     json: Annotated[bool, Option("", "Print what came out as one JSON object per seed.")] = False
+
+
+class CompareSettings(Settings, frozen=True, kw_only=True):
+    """Simulate a trace in virtual time under several router configurations, side by side.
+
+    The real router decides, from real events through the real fold; mock engines serve, each with
+    the timing of a measured one. Nothing sleeps: an hour of traffic takes half a minute. Equal
+    options give equal results.
+
+    Exit: 0 with a report; 1 if there is no trace to read, or a simulation failed; 2 for a wrong
+    option; 130 after Ctrl-C.
+    """
+
+    program: ClassVar[str] = "python -m simulations compare"
+
+    file: Annotated[
+        Path | None,
+        Option(
+            "",
+            "The trace, in the form that send-trace takes.",
+            group="Trace",
+            positional=True,
+            unset="--shape says which to make",
+        ),
+    ] = None
+    shape: Annotated[
+        Literal["conversation", "short", "hot-prefix", "bursts", "prefill-only", "decode-heavy"]
+        | None,
+        Option("", "Make up a trace of this shape, from the seed.", unset="FILE is the trace"),
+    ] = None
+    requests: Annotated[
+        int | None, Option("", "Take this many.", ge=1, unset="all that the trace has")
+    ] = None
+    skip: Annotated[int, Option("", "Leave out this many first.", ge=0)] = 0
+    speed: Annotated[
+        float,
+        Option("", "Recorded times are divided by this: at 2 requests come twice as fast.", gt=0),
+    ] = 1.0
+    seed: Annotated[
+        int, Option("", "Of the router's random choices, and of a trace that is made up.")
+    ] = 0
+
+    config: Annotated[
+        tuple[str, ...],
+        Option(
+            "",
+            "A configuration: NAME:key=value,… sets fields of the router's options. Without mode=, "
+            "the mode is NAME if that is one, else kv. May be given several times.",
+            group="Configurations",
+            check=parse_configuration,
+        ),
+    ] = DEFAULTS
+
+    workers: Annotated[int, Option("", "Mock workers.", group="Workers", ge=1, le=1000)] = 8
+    blocks: Annotated[int, Option("", "KV blocks of each, of 64 tokens.", ge=1, unit="blocks")] = (
+        16_384
+    )
+    slow_workers: Annotated[int, Option("", "So many of them are slow.", ge=0)] = 0
+    slow_factor: Annotated[
+        float, Option("", "A slow worker's steps take so many times as long.", gt=0)
+    ] = 2.0
+    event_delay_ms: Annotated[
+        float,
+        Option("", "From an event to its effect on the router's state.", ge=0, unit="milliseconds"),
+    ] = 0.0
+
+    jobs: Annotated[
+        int | None,
+        Option(
+            "",
+            "Configurations that are simulated at once.",
+            group="Report",
+            ge=1,
+            unset="as many as processors",
+        ),
+    ] = None
+    json: Annotated[bool, Option("", "Print one JSON object instead of the table.")] = False
+    plot: Annotated[
+        Path | None,
+        Option(
+            "",
+            "Draw to this file, .png or .svg. Needs the extra `plot`.",
+            unset="no plot",
+            check=check_plot,
+        ),
+    ] = None
