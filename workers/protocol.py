@@ -8,10 +8,10 @@ never used twice on it. A stream ends with an output whose `finish_reason` or `e
 frontend believes of a worker true, and `Pin` asks it to keep something; they concern no stream.
 
 Disaggregated serving takes two requests for one answer. The prefill worker gets the prompt with
-`max_tokens` 1, and its one output carries `disaggregated_params`; put into the request for the
-decode worker, they tell it that the prompt is computed and where. Where the prefill worker has a
-bootstrap address neither request waits for the other: both carry the same `Bootstrap`, and the
-decode worker asks at that address for that room.
+`max_tokens` 1 and `ignore_eos`, and its one output, which ends with `length`, carries
+`disaggregated_params`; put into the request for the decode worker, they tell it that the prompt is
+computed and where. Where the prefill worker has a bootstrap address neither request waits for the
+other: both carry the same `Bootstrap`, and the decode worker asks at that address for that room.
 """
 
 from typing import Annotated, Any

@@ -88,10 +88,6 @@ class RankRunner:
         elif self._role == DECODE and request.bootstrap is not None:
             self._await_prompt(key, request, request.bootstrap)
         else:
-            if self._role == PREFILL and request.stop_conditions.max_tokens == 1:
-                # For a prompt that is handed over: its one token is no answer, so it ends none.
-                request.stop_conditions.ignore_eos = True
-                request.stop_conditions.stop_token_ids_hidden = []
             self._submit(request, is_remote=False)
         self._streams[key] = _Stream(connection, stream, request)
         self.idle.clear()

@@ -393,10 +393,6 @@ def test_the_waiting_line_has_an_end() -> None:
         {"output_token_ids": []},
         {"output_token_ids": [2**32]},
         {"output_length_mean": 0.5},
-        {"kv_bytes_per_token": -1},
-        {"kv_transfer_gbps": 0},
-        {"max_pinned_ratio": -0.1},
-        {"max_pinned_ratio": 1.1},
     ],
 )
 def test_a_configuration_out_of_range_is_refused_by_name(sizes: dict[str, object]) -> None:

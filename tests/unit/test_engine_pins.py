@@ -62,3 +62,9 @@ def test_pins_give_way_to_a_request_that_only_they_keep_out() -> None:
     one.submit(request("b", range(50, 62), 1))  # 3 blocks, and 2 are pinned
     assert step(one).kv_events[0] == BlockRemoved(9, 2, [second])
     assert one.pinned(0) == [PrefixPinned(9, 2, [first], 59)]
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+def test_the_share_is_within_its_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match="max_pinned_ratio"):
+        engine(max_pinned_ratio=ratio)

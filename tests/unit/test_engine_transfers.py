@@ -102,3 +102,9 @@ def test_a_transferred_request_that_is_preempted_is_computed_here() -> None:
     answer = [token for each in outputs if each.request_id == "b" for token in each.token_ids]
     assert answer == said(engine(), request("b", range(50, 58), 5))[0]
     assert preempted and computed
+
+
+@pytest.mark.parametrize(("name", "value"), [("kv_bytes_per_token", -1), ("kv_transfer_gbps", 0)])
+def test_a_link_out_of_range_is_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        engine(**{name: value})

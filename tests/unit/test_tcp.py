@@ -6,17 +6,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import cast
 
-import msgspec
 import pytest
 import uvloop
-from msgspec import Struct
 
 from tests.waiting import eventually
 from workers import tcp_client, tcp_server
 from workers.errors import CannotConnect, FrameTooLarge, WorkerBacklogged, WorkerLost
 from workers.protocol import (
     Announce,
-    Bootstrap,
     Cancel,
     EngineRequest,
     Generate,
@@ -395,68 +392,3 @@ async def test_there_is_a_bound_on_connections(monkeypatch: pytest.MonkeyPatch) 
 def test_it_is_the_same_on_uvloop(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     """Processes run on uvloop, whose transports only look like asyncio's."""
     uvloop.run(scenario())
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:80", "worker-3:9000", "[::1]:443"])
-def test_addresses_round_trip(address: str) -> None:
-    assert format_address(*parse_address(address)) == address
-
-
-async def test_a_pin_goes_out_and_is_not_answered() -> None:
-    worker = Worker()
-    async with serving(worker) as (_, address), connected(address) as client:
-        client.pin(1, [1, 2, 3], 600)
-        await eventually(lambda: worker.pins == [Pin(1, [1, 2, 3], 600)])
-        assert client.is_connected
-    client.pin(1, [1, 2, 3], 600)  # nobody there: nothing happens
-
-
-async def test_a_pin_that_is_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker()
-    async with serving(worker) as (_, address), connected(address) as client:
-        monkeypatch.setattr(tcp_client, "FRAME_BYTES_MAX", 64)
-        client.pin(0, [70_000] * 100, 600)
-        client.pin(0, [1], 600)
-        await eventually(lambda: worker.pins == [Pin(0, [1], 600)])
-
-
-class OldOutput(Struct, frozen=True, array_like=True):
-    """An output as it was before `disaggregated_params`."""
-
-    stream: int
-    token_ids: list[int]
-    finish_reason: str | None = None
-    cached_tokens: int | None = None
-    error: tuple[str, str] | None = None
-
-
-class OldRequest(Struct, kw_only=True):
-    """What older versions needed of a request."""
-
-    request_id: str
-    model: str
-    token_ids: list[int]
-
-
-def test_older_and_newer_ends_understand_each_other() -> None:
-    params = {"worker_id": 2**64 - 1, "room": None}
-    new = Output(3, [1], "length", None, None, params)
-    assert convert(new, OldOutput) == OldOutput(3, [1], "length")
-    assert convert(OldOutput(3, [1], "length"), Output) == Output(3, [1], "length")
-    asked = request()
-    asked.priority, asked.bootstrap = 3, Bootstrap("host", 80, 2**64 - 1)
-    old = OldRequest(request_id="r", model="m", token_ids=[0, 1, 2])
-    assert convert(asked, OldRequest) == old
-    assert convert(old, EngineRequest) == request()
-    assert convert(asked, EngineRequest) == asked
-
-
-def convert(message: object, into: type[Struct]) -> object:
-    """As the other end decodes it."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=into)
-
-
-@pytest.mark.parametrize("address", ["", "host", "host:", ":80", "host:0", "host:70000", "host:x"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="host:port"):
-        parse_address(address)
