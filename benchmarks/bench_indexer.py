@@ -3,7 +3,7 @@
     python -m benchmarks.bench_indexer [--out FILE]
 
 Each tree is a cluster in use: every worker holds four system prompts of 64 blocks and many chains
-of its own below them. About 20 s and 350 MB.
+of its own below them. About 30 s and 350 MB.
 
 find: the same prompt again and again: it begins with a system prompt, seven workers hold more of
     it, each to another depth, and its last tenth is new. "In groups" is the form that the router
@@ -12,9 +12,12 @@ store, remove: one event comes, the oldest of the same worker goes; every third 
     another worker stored before. They come to the workers in random order, so that most of the
     cost is waiting for memory that is in no cache. Decoding them is not counted.
 warm: one event stored and removed over and over: the cost without the waiting.
+predict: prompts of 200 blocks, each inserted once where it was routed and again by a later prompt
+    that repeats it; as many blocks expire as come. A pair is a block on one worker.
 """
 
 import argparse
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +27,10 @@ from time import perf_counter_ns
 
 import msgspec
 
-from benchmarks.processes import machine, row
+from benchmarks.processes import machine, row, rss_mib
 from indexer.blocks import prompt_hashes
 from indexer.dump import TreeDump, dump, load
+from indexer.predicted import PredictedIndex
 from indexer.radix import RadixTree, WorkerRank
 
 ROUNDS = 7
@@ -174,10 +178,82 @@ def dumping(cluster: Cluster) -> Iterator[str]:
     yield row(f"  size of a pair, {at}", [len(encoded) / pairs], "B", "aim ≤ 12")
 
 
+class Predictions:
+    """A predicted index in use by 64 workers, and the prompts that were routed lately."""
+
+    workers = 64
+    prompts = 6_000
+    prompt_blocks = 200
+
+    def __init__(self) -> None:
+        self.random = Random(self.workers)
+        self.index = PredictedIndex()
+        self.system_prompts = [self.hashes(SYSTEM_PROMPT_BLOCKS) for _ in range(4)]
+        self.recent: deque[tuple[int, bytes]] = deque(maxlen=256)
+        self.now = 0
+        for _ in range(self.prompts):
+            self.insert_new()
+
+    def hashes(self, count: int) -> list[int]:
+        return [self.random.getrandbits(64) for _ in range(count)]
+
+    def insert(self, slot: int, hashes: list[int]) -> int:
+        """Time goes by one a prompt, and a prompt expires after `prompts` others. Returns ns."""
+        self.now += 1
+        start_ns = perf_counter_ns()
+        self.index.insert(slot, hashes, self.now + self.prompts)
+        return perf_counter_ns() - start_ns
+
+    def insert_new(self) -> int:
+        system_prompt = self.random.choice(self.system_prompts)
+        hashes = [*system_prompt, *self.hashes(self.prompt_blocks - SYSTEM_PROMPT_BLOCKS)]
+        slot = self.random.randrange(self.workers)
+        self.recent.append((slot, _encode((slot, hashes))))
+        return self.insert(slot, hashes)
+
+    def some_recent(self) -> tuple[int, list[int]]:
+        """A prompt that was routed lately, decoded anew, as from the log."""
+        slot, event = self.random.choice(self.recent)
+        return slot, _decode(event)[1]
+
+    def turnover(self, requests: int) -> tuple[float, float, float, float]:
+        """ns a block of a new prompt, of a repeated one, ns an expired pair; µs a match."""
+        new_ns = renewed_ns = expired_ns = match_ns = expired = 0
+        for _ in range(requests):
+            new_ns += self.insert_new()
+            renewed_ns += self.insert(*self.some_recent())
+            start_ns = perf_counter_ns()
+            expired += self.index.expire(self.now)
+            expired_ns += perf_counter_ns() - start_ns
+            prompt = self.some_recent()[1]
+            start_ns = perf_counter_ns()
+            self.index.match_depths(prompt)
+            match_ns += perf_counter_ns() - start_ns
+        blocks = requests * self.prompt_blocks
+        each_ns = new_ns / blocks, renewed_ns / blocks, expired_ns / max(1, expired)
+        return *each_ns, match_ns / requests / 1_000
+
+
+def predicting() -> Iterator[str]:
+    before_mib = rss_mib(os.getpid())
+    predictions = Predictions()
+    pairs = len(predictions.index)
+    size = (rss_mib(os.getpid()) - before_mib) * 2**20 / pairs
+    rounds = [predictions.turnover(500) for _ in range(ROUNDS)]
+    new, renewed, expired, matches = zip(*rounds, strict=True)
+    yield row("predict a new block", new, "ns", "aim ≤ 400")
+    yield row("  a block again", renewed, "ns", "aim ≤ 400")
+    yield row("  expire a pair", expired, "ns")
+    yield row(f"  match {predictions.prompt_blocks} blocks", matches, "µs")
+    yield row(f"  size of a pair, {pairs:,} pairs", [size], "B", "aim ≤ 150")
+
+
 def table() -> Iterator[str]:
     yield machine("msgspec", "xxhash")
     yield ""
     yield from hashing()
+    yield ""
+    yield from predicting()
     for workers in HELD_BLOCKS:
         yield ""
         cluster = Cluster(workers, 16)

@@ -77,8 +77,6 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     if record.seq != state.cursor + 1:
         raise LogGap(expected=state.cursor + 1, got=record.seq)
     decoded = codec.decode(record.data)
-    if decoded.unreadable:
-        _note_unreadable(state, record, decoded)
     events = [] if decoded.batch is None else _unseen(state, decoded)
     # Before the events, since some count from the time, or are known by the place, of their record.
     state.cursor = record.seq
@@ -88,6 +86,8 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     state.sessions.expire(record.time_ns)
     for event in events:
         HANDLERS[type(event)](state, event)
+    if decoded.unreadable:  # last: a rebase in the same batch does not tell what it was
+        _note_unreadable(state, record, decoded)
     return events
 
 

@@ -5,8 +5,10 @@ cluster costs a moment, and equal programs run in equal order. Whatever asks the
 (`asyncio.sleep`, `asyncio.timeout`, `call_later`) lives in it without knowing. There are no threads
 and no sockets.
 
-Tasks have numbers for hashes. asyncio keeps tasks in sets, whose order would otherwise follow from
-memory addresses: a task group would cancel its tasks in another order in every run.
+Tasks have numbers, from 1 in every loop. They are their hashes: asyncio keeps tasks in sets, whose
+order would otherwise follow from memory addresses, and a task group would cancel its tasks in
+another order in every run. And they name the tasks that nobody names, for which asyncio counts
+through all loops of the process.
 """
 
 import asyncio
@@ -119,7 +121,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._selector = _Timers(self)
         self._seconds = 0.0
         self._numbers = itertools.count(1)
-        self.set_task_factory(_make_task)
 
     def time(self) -> float:
         return self._seconds
@@ -131,8 +132,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def jump(self, seconds: float) -> None:
         self._seconds += seconds
 
-    def next_number(self) -> int:
-        return next(self._numbers)
+    def create_task(  # type: ignore[override]
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        number = next(self._numbers)
+        task = _NumberedTask(
+            number, coroutine, loop=self, name=name or f"task {number}", context=context
+        )
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if owner is not None:
+            owner.add(task)
+        return task
 
     def close(self) -> None:
         if not self.is_closed():
@@ -149,19 +163,3 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Wakes a sleeping loop; this one never sleeps."""
-
-
-def _make_task(
-    loop: asyncio.AbstractEventLoop,
-    coroutine: Any,
-    context: Context | None = None,
-    **options: Any,
-) -> asyncio.Task[Any]:
-    assert isinstance(loop, VirtualLoop)
-    task: asyncio.Task[Any] = _NumberedTask(
-        loop.next_number(), coroutine, loop=loop, context=context, **options
-    )
-    owner = OWNER.get() if context is None else context.get(OWNER)
-    if owner is not None:
-        owner.add(task)
-    return task

@@ -9,6 +9,7 @@ not, once or twice, cut into other batches, or never.
 from random import Random
 
 import hypothesis.strategies as st
+import msgspec
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -40,12 +41,16 @@ MORTAL = WorkerRank(2, 0)
 Change = tuple[str, int, int]
 """What happens to how many blocks, the last of them this one."""
 
+Written = AnyEvent | None
+"""None: an event of a kind that this version cannot read."""
+NEWER = msgspec.msgpack.encode(["kv.of_a_newer_kind", 1, 0])
+
 ALL = len(BLOCKS) + 1
 """Of the events that tell a whole cache, at least."""
 
 ranks = st.sampled_from(RANKS)
 changes = st.tuples(
-    st.sampled_from(["store", "store", "store", "remove", "remove", "clear"]),
+    st.sampled_from(["store", "store", "store", "remove", "remove", "clear", "newer"]),
     st.sampled_from(BLOCKS),
     st.integers(1, 3),
 )
@@ -74,7 +79,7 @@ class Rank:
         self.rank = rank
         self.cache: set[int] = set()
         self.epoch = 0
-        self.written: dict[int, list[AnyEvent]] = {}
+        self.written: dict[int, list[Written]] = {}
         """Epoch → its events, by number."""
         self.told: dict[int, list[set[int] | None]] = {}
         """Epoch → after how many of its events a reader of all of them knows which cache: None
@@ -90,7 +95,7 @@ class Rank:
         self.write(KvRebased(*self.rank, "test"), *contents)
         self.told[epoch][:-1] = [None] * len(contents)
 
-    def write(self, *events: AnyEvent) -> None:
+    def write(self, *events: Written) -> None:
         for event in events:
             self.written[self.epoch].append(event)
             self.told[self.epoch].append(set(self.cache))
@@ -109,8 +114,10 @@ class Rank:
             case "clear":
                 self.cache.clear()
                 self.write(AllBlocksCleared(*self.rank))
+            case "newer":
+                self.write(None)
 
-    def send(self, count: int) -> list[AnyEvent]:
+    def send(self, count: int) -> list[Written]:
         events = self.written[self.epoch][self.sent : self.sent + count]
         self.sent += len(events)
         return events
@@ -126,11 +133,13 @@ class Belief:
         self.epoch = 0
         self.next = 0
 
-    def read(self, epoch: int, first: int, events: list[AnyEvent]) -> None:
+    def read(self, epoch: int, first: int, events: list[Written]) -> None:
         for number, event in enumerate(events, start=first):
             self._read(epoch, number, event)
+        if None in events:
+            self.doubt()
 
-    def _read(self, epoch: int, number: int, event: AnyEvent) -> None:
+    def _read(self, epoch: int, number: int, event: Written) -> None:
         if epoch > self.epoch:
             self.epoch, self.next = epoch, 0
         if epoch < self.epoch or number < self.next:
@@ -251,7 +260,8 @@ class EpochMachine(RuleBasedStateMachine):
             if rng.random() < 0.2:
                 late = self.ranks[rng.choice(RANKS)]
                 epoch = rng.choice(sorted(late.written)[:-1])
-                self.arrive(late.rank, epoch, 0, late.written[epoch][: rng.randrange(1, 8)])
+                old = [event for event in late.written[epoch] if event is not None]
+                self.arrive(late.rank, epoch, 0, old[: rng.randrange(1, 8)])
         for rank, writer in self.ranks.items():
             assert self.held(rank) == (set() if rank.worker_id in self.ended else writer.cache)
         assert not self.state.unbased
@@ -259,11 +269,12 @@ class EpochMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.come_to_rest(0)
 
-    def arrive(self, rank: WorkerRank, epoch: int, first: int, events: list[AnyEvent]) -> None:
+    def arrive(self, rank: WorkerRank, epoch: int, first: int, events: list[Written]) -> None:
         if events:
             self.beliefs[rank].read(epoch, first, events)
             producer = kv_producer(*rank)
-            self.append(producer, codec.encode(producer, epoch, first, events))
+            written = [NEWER if event is None else codec.encoded_event(event) for event in events]
+            self.append(producer, codec.join(producer, epoch, first, written))
 
     def register(self, worker: int) -> None:
         """Late, or once more, or after its end, when nothing of it counts any longer."""
