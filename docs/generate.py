@@ -94,6 +94,8 @@ def _option_row(each: Declared) -> Sequence[str]:
     if option.available_choices:
         built = ", ".join(f"`{choice}`" for choice in option.available_choices)
         meaning.append(f"*Available now: {built}.*")
+    if option.use:
+        meaning.append(f"*When:* {option.use}")
     if not option.available:
         meaning.append("*Not available yet.*")
     return (

@@ -31,6 +31,8 @@ class Option(Struct, frozen=True):
     """The variable, or several spellings of it; empty: the environment cannot set it."""
     help: str
     """One or two sentences."""
+    use: str = ""
+    """When to set it to something else, for the docs: a sentence."""
     group: str = ""
     """Heading that begins at this option; empty: the heading of the option before."""
     flag: bool = True
