@@ -31,7 +31,7 @@ from simulations.settings import SHIPPED_MODEL
 from workers.card import Instance, ModelCard
 from workers.discovery_nats import NatsDiscovery
 from workers.models import ModelStore, read_model
-from workers.protocol import Announce, EngineRequest, Output, Pin
+from workers.protocol import Announce, EngineRequest, Output, Pin, Refused
 from workers.registry import SHUTDOWN, record_registered, record_removed
 from workers.tcp_server import Connection, WorkerServer
 
@@ -104,6 +104,8 @@ class Script:
     def on_announce(self, message: Announce) -> None: ...
 
     def on_pin(self, message: Pin) -> None: ...
+
+    def on_refused(self, message: Refused) -> None: ...
 
     def running(self, connection: Connection) -> list[int]:
         return sorted(connection.streams)

@@ -38,6 +38,8 @@ from eventstore.tail import Printer, Range, tail
 
 CONNECT_WAIT_S = 5.0
 PIPED_WIDTH = 160
+INTERRUPTED = 130
+"""The exit code that shells give to what Ctrl-C ended."""
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])\Z")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -57,7 +59,8 @@ class _PassOn(argparse.Action):
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed (2, misused, exits by itself)."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 130 interrupted (2, misused, exits
+    by itself)."""
     top = parser(environ, time.time_ns())
     options = top.parse_args(argv)
     try:
@@ -65,10 +68,13 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except SettingsError as error:
         top.error(str(error))
     try:
+        if not needs_server(options):
+            return verify_file(options)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(options))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return 0
+        # To end a `tail` is no failure; anything else is not done.
+        return 0 if options.command == "tail" else INTERRUPTED
     except BrokenPipeError:
         # Whoever read the lines has enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,8 +98,6 @@ async def run(options: argparse.Namespace) -> int:
     """Do what is asked for; SIGTERM ends it as Ctrl-C does, between two steps. The exit code."""
     if (task := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    if not needs_server(options):
-        return verify_file(options)
     async with connected(options) as nats:
         if options.command in OPERATIONS:
             return await OPERATIONS[options.command](nats, options)

@@ -211,6 +211,14 @@ class ArchiveReader:
         return known, data
 
 
+def check_archive(file: BinaryIO) -> None:
+    """Read all of `file`, a part at a time. Raises BadArchive if it is not whole."""
+    reader = ArchiveReader(file)
+    reader.snapshot()
+    for _ in reader.records(reader.head.namespace):
+        pass
+
+
 def _checksum(kind: int, compressed: int, size: int, stored: bytes) -> bytes:
     found = blake2b(_PART.pack(kind, compressed, size, len(stored), b""), digest_size=16)
     found.update(stored)

@@ -103,7 +103,9 @@ class Nats:
         """Called after every reconnect; must not raise."""
         self.on_disconnected: set[Callable[[], None]] = set()
         """Called when the connection is lost or closed; must not raise."""
-        self._access = Access()
+        self.addresses: tuple[str, ...] = ()
+        """Those that `connect` was given."""
+        self.access = Access()
         self._where = ""
         self._why_not: tuple[str, str] | None = None
         self._told: set[str] = set()
@@ -131,7 +133,8 @@ class Nats:
         Raises LogUnavailable.
         """
         self = cls()
-        self._access = access = (access or Access()).or_from_url(urls)
+        self.addresses = tuple(urls)
+        self.access = access = (access or Access()).or_from_url(urls)
         access.check()
         tls = access.tls_context()
         self._client.insists_on_tls = tls is not None
@@ -312,9 +315,9 @@ class Nats:
         if "permissions violation" in text:
             self.denials += 1
             self._last_denial = (time.monotonic(), text)
-            self._warn_once(f"NATS denies {self._access.who}: {text}")
+            self._warn_once(f"NATS denies {self.access.who}: {text}")
             return
-        refusal = explain(error, self._access)
+        refusal = explain(error, self.access)
         if refusal is not None:
             self._why_not = refusal  # what else goes wrong, such as a reset, follows from it
             self._warn_once(f"NATS at {self._where} refuses the connection: {refusal[0]}")

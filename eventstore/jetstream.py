@@ -6,6 +6,7 @@ following go through `eventstore.consumer`.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,9 @@ from msgspec import Struct
 from eventstore.connect import ApiError, Nats, NatsMessage, NatsSubscription
 from eventstore.consumer import OrderedConsumer
 from eventstore.errors import LogUnavailable, MessageTooLarge, SeqConflict
-from eventstore.log import Appended, EventLog, Extent, Following, Record
+from eventstore.frames import Order
+from eventstore.log import Appended, EventLog, Extent, Record
+from eventstore.relayed import Handle, RelayedFollowing
 from eventstore.stream import Stream
 
 APPEND_TIMEOUT_S = 5.0
@@ -43,15 +46,18 @@ _ack = msgspec.json.Decoder(_Ack)
 class JetStreamLog(EventLog):
     """The log of a namespace. Made by `open`. The connection belongs to the caller."""
 
-    def __init__(self, nats: Nats, stream: Stream) -> None:
+    def __init__(self, nats: Nats, namespace: str, replicas: int | None) -> None:
         self._nats = nats
-        self._stream = stream
+        self._namespace = namespace
+        self._replicas = replicas
+        self._stream = Stream(nats, namespace, replicas=replicas)
         self._window = asyncio.Semaphore(WINDOW_MAX)
         self._inbox = nats.client.new_inbox() + "."
         self._acks: dict[int, asyncio.Future[NatsMessage | None]] = {}
         self._numbers = 0
         self._subscription: NatsSubscription | None = None
         self._consumers: set[OrderedConsumer] = set()
+        self._relayed: set[RelayedFollowing] = set()
 
     @classmethod
     async def open(
@@ -68,9 +74,8 @@ class JetStreamLog(EventLog):
         replicas: see `eventstore.replicas`. wait_s: for a cluster that still elects its leaders.
         Raises LogUnavailable, also if a stream of that name cannot serve as the log.
         """
-        stream = Stream(nats, namespace, replicas=replicas)
-        await stream.open(create=create, wait_s=wait_s)
-        self = cls(nats, stream)
+        self = cls(nats, namespace, replicas)
+        await self._stream.open(create=create, wait_s=wait_s)
         self._subscription = await nats.subscribe(f"{self._inbox}*", self._on_ack)
         nats.on_disconnected.add(self._give_up_appends)
         return self
@@ -168,7 +173,7 @@ class JetStreamLog(EventLog):
             self._consumers.discard(consumer)
             await consumer.close()
 
-    async def follow(self, start_seq: int, handle: Callable[[Record], None]) -> Following:
+    async def follow(self, start_seq: int, handle: Callable[[Record], None]) -> OrderedConsumer:
         """See `EventLog`. Raises LogUnavailable if the following cannot begin.
 
         LogGap is raised, here or by `wait`, if the log ends before the record that precedes the
@@ -179,6 +184,26 @@ class JetStreamLog(EventLog):
         await consumer.start()
         self._consumers.add(consumer)
         return consumer
+
+    async def follow_apart(self, start_seq: int, handle: Handle) -> RelayedFollowing:
+        """`follow`, with a process of its own that receives: see `eventstore.relayed`.
+
+        Raises RelayFailed, too.
+        """
+        self._relayed.difference_update([old for old in self._relayed if old.ended])
+        level = logging.getLogger(__package__).getEffectiveLevel()
+        order = Order(
+            self._nats.addresses,
+            self._nats.access,
+            self._namespace,
+            self._replicas,
+            start_seq,
+            level,
+        )
+        following = RelayedFollowing(order, handle)
+        await following.start()
+        self._relayed.add(following)
+        return following
 
     async def extent(self) -> Extent:
         info = await self._stream.info()
@@ -193,8 +218,8 @@ class JetStreamLog(EventLog):
 
     async def close(self) -> None:
         self._nats.on_disconnected.discard(self._give_up_appends)
-        for consumer in tuple(self._consumers):
-            await consumer.close()
+        for following in (*self._consumers, *self._relayed):
+            await following.close()
         if self._subscription is not None:
             await self._nats.unsubscribe(self._subscription)
         self._give_up_appends()

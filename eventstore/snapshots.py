@@ -96,7 +96,7 @@ class SnapshotHeader(Struct, frozen=True, kw_only=True):
     checksum: bytes
     """BLAKE2b-32 of the body."""
     from_seq: int = 1
-    """The first record that went into it. Above 1, what was before had been lost."""
+    """From this record on, all that there were went into it. Above 1, some before had been lost."""
 
 
 class Snapshot(NamedTuple):

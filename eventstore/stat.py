@@ -53,6 +53,10 @@ class Tally:
     """Counts records as they are added, in order."""
 
     def __init__(self) -> None:
+        self.records = 0
+        self.missing = 0
+        """Numbers between two records that no record has."""
+        self._last_seq = 0
         self.total = KindStat()
         self.kinds: dict[str, KindStat] = {}
         self.producers: set[str] = set()
@@ -60,6 +64,10 @@ class Tally:
         """(second, events by kind), of the last minute before the newest record."""
 
     def add(self, record: Record) -> None:
+        if self.records:
+            self.missing += record.seq - self._last_seq - 1
+        self.records += 1
+        self._last_seq = record.seq
         second = record.time_ns // _NS
         if not self._recent or self._recent[-1][0] < second:
             self._recent.append((second, Counter()))
@@ -105,7 +113,8 @@ def as_json(namespace: str, extent: Extent, result: Tally) -> dict[str, Any]:
         "identity": extent.identity,
         "first_seq": extent.first_seq,
         "last_seq": extent.last_seq,
-        "messages": extent.last_seq - extent.first_seq + 1,
+        "messages": result.records,
+        "missing": result.missing,
         "bytes": extent.bytes,
         "producers": len(result.producers),
         **_numbers(result, None, result.total),
@@ -132,15 +141,16 @@ def as_table(namespace: str, extent: Extent, result: Tally) -> Table:
         f"{namespace}: records {extent.first_seq:,} to {extent.last_seq:,}, "
         f"{extent.bytes:,} bytes on the server, {len(result.producers):,} producers"
     ]
+    if result.missing:
+        title.append(f"{result.missing:,} records are missing: see python -m eventstore verify")
     if total.events:
         title.append(f"from {iso_time(total.oldest_ns, 3)} to {iso_time(total.newest_ns, 3)}")
     table = Table(
         title="\n".join(title), title_justify="left", title_style="", box=SIMPLE, show_footer=True
     )
-    messages = extent.last_seq - extent.first_seq + 1
     headings = ("events", "messages", "bytes", "events/s", "last minute")
     table.add_column("kind", footer="all", no_wrap=True)
-    for heading, footer in zip(headings, _cells(result, None, total, messages), strict=True):
+    for heading, footer in zip(headings, _cells(result, None, total, result.records), strict=True):
         table.add_column(heading, footer=footer, justify="right", no_wrap=True)
     for kind, stat in _sorted(result):
         table.add_row(kind, *_cells(result, kind, stat, stat.messages))

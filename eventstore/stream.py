@@ -101,7 +101,28 @@ class _Purged(Struct, frozen=True):
 
 
 class _Names(Struct, frozen=True):
+    """One page of names, of `total` in all."""
+
+    total: int = 0
     streams: list[str] | None = None
+
+
+async def find_namespaces(nats: Nats, prefix: str = "") -> list[str]:
+    """The namespaces that have a log and whose names begin with `prefix`, in order.
+
+    Raises LogUnavailable.
+    """
+    root = stream_name("_").removesuffix("_")
+    found: list[str] = []
+    asked = 0
+    while True:
+        request = {"subject": "reckon.>", "offset": asked}
+        page = await nats.api("STREAM.NAMES", request, _Names)
+        names = page.streams or []
+        found += [name.removeprefix(root) for name in names if name.startswith(root + prefix)]
+        asked += len(names)
+        if not names or asked >= page.total:
+            return sorted(found)
 
 
 class Stream:
@@ -236,11 +257,9 @@ class Stream:
 
     async def _others(self) -> list[str]:
         try:
-            names = await self._nats.api("STREAM.NAMES", {"subject": "reckon.>"}, _Names)
+            return await find_namespaces(self._nats)
         except LogUnavailable:
             return []  # only a hint, and not everybody may ask
-        prefix = stream_name("_").removesuffix("_")
-        return sorted(name.removeprefix(prefix) for name in names.streams or ())
 
     def _config(self) -> dict[str, object]:
         return {

@@ -2,7 +2,9 @@
 
 What comes back is the same log but for two things: its identity, and the times of its records,
 which the server gives anew. Order and numbering stay, so snapshots and decisions that name a seq
-still mean the same record, and a fold of both has the same digest at the same seq.
+still mean the same record. A fold of both differs in what begins or ends by the log's clock:
+sessions, pins, beliefs, and when thresholds were set. The archive itself has the times: `verify
+FILE` tells the digest of the log that it came from.
 """
 
 import asyncio

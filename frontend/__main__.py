@@ -5,27 +5,20 @@ import logging
 import os
 import signal
 import sys
-from functools import partial
 
 import uvloop
 from prometheus_client import disable_created_metrics
 
-from eventstore.claims import SNAPSHOT_CLAIM
-from eventstore.claims_nats import NatsClaims
 from eventstore.errors import EventStoreError, LogUnavailable
-from eventstore.jetstream import JetStreamLog
 from eventstore.logs import configure, parse_filter
 from eventstore.process_settings import default_data_dir
 from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line, unknown_environment
-from eventstore.snapshots_nats import NatsSnapshots
+from frontend.backing_nats import NatsBackings
+from frontend.model_options import BadModelPath
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
-from router.snapshot_trigger import Snapshots
-from router.snapshotter import take_in_process
-from workers.discovery_nats import NatsDiscovery, NatsFrontends
 from workers.errors import WorkerError
-from workers.models import ModelStore
 
 _log = logging.getLogger("frontend")
 
@@ -51,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         if error.try_this:
             print(f"Try: {error.try_this}", file=sys.stderr)
-    except (EventStoreError, WorkerError) as error:
+    except (EventStoreError, WorkerError, BadModelPath) as error:
         print(f"Error: {error}", file=sys.stderr)
     except PortInUse as error:
         print(f"Error: {error}\nTry: another one, with --http-port", file=sys.stderr)
@@ -73,27 +66,13 @@ async def _run(settings: FrontendSettings) -> int:
         wait_s=settings.nats_wait_secs,
         binary=settings.nats_server_binary,
     )
-    namespace, replicas = settings.log_namespace, settings.log_replicas
     try:
-        log = await JetStreamLog.open(
-            connection, namespace, replicas=replicas, wait_s=settings.nats_wait_secs
-        )
         try:
-            snapshots = Snapshots(
-                NatsSnapshots(connection, namespace, replicas=replicas),
-                NatsClaims(connection, namespace, SNAPSHOT_CLAIM, replicas=replicas),
-                take=partial(take_in_process, settings),
-            )
-            await FrontendProcess(settings, namespace, log, stop, snapshots=snapshots).run(
-                NatsDiscovery(connection, namespace, replicas=replicas),
-                NatsFrontends(connection, namespace, replicas=replicas),
-                ModelStore(connection, namespace).download,
-                lambda address: print(f"ready {address}", flush=True),
+            await FrontendProcess(settings, NatsBackings(connection, settings), stop).run(
+                lambda address: print(f"ready {address}", flush=True)
             )
         except BaseExceptionGroup as group:
             raise _cause(group) from group
-        finally:
-            await log.close()
     finally:
         await connection.close()
         if server is not None:

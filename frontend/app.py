@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from frontend import infra
+from frontend.boards import Boards
 from frontend.busy_threshold import BusyThresholdApi
 from frontend.completions import chat_completions, completions
 from frontend.errors import (
@@ -18,7 +19,7 @@ from frontend.errors import (
     http_of,
     row_of,
 )
-from frontend.service import SERVICE, Service
+from frontend.service import FRONTEND, Frontend
 
 _log = logging.getLogger(__name__)
 
@@ -29,19 +30,19 @@ REQUEST_ID_CHARS_MAX = 256
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(service: Service) -> web.Application:
-    """The application around `service`; it starts and stops nothing itself."""
-    app = web.Application(
-        middlewares=[answer_errors], client_max_size=service.limits.body_bytes_max
-    )
-    app[SERVICE] = service
+def make_app(frontend: Frontend) -> web.Application:
+    """The application around `frontend`; it starts and stops nothing itself."""
+    limits = frontend.limits
+    boards = Boards(lambda: [service.thresholds for service in frontend.services.values()])
+    app = web.Application(middlewares=[answer_errors], client_max_size=limits.body_bytes_max)
+    app[FRONTEND] = frontend
     app.router.add_post("/v1/chat/completions", chat_completions)
     app.router.add_post("/v1/completions", completions)
     app.router.add_get("/v1/models", infra.list_models)
     app.router.add_get("/health", infra.health)
     app.router.add_get("/live", infra.live)
     app.router.add_get("/metrics", infra.metrics)
-    app.add_routes(BusyThresholdApi(service.thresholds, service.limits).routes())
+    app.add_routes(BusyThresholdApi(boards, limits).routes())
     app.on_response_prepare.append(_name_request)
     return app
 
@@ -74,7 +75,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPNotFound:
         return _answer(RouteNotFound(request.method, request.path))
     except web.HTTPRequestEntityTooLarge:
-        return _answer(BodyTooLarge(request.app[SERVICE].limits.body_bytes_max))
+        return _answer(BodyTooLarge(request.app[FRONTEND].limits.body_bytes_max))
     except Exception as error:  # the outermost edge of a request
         if row_of(error).label == "internal":
             _log.error(
@@ -83,7 +84,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
                 exc_info=error,
                 extra={"request_id": request_id_of(request)},
             )
-        return _answer(error, request.app[SERVICE].overload_status)
+        return _answer(error, request.app[FRONTEND].overload_status)
 
 
 def _answer(error: Exception, overload_status: int = OVERLOAD_STATUS) -> web.Response:

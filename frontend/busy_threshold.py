@@ -30,6 +30,7 @@ PATH = "/busy_threshold"
 TOKENS_MAX = 2**63 - 1
 CHANGE_S = 10.0
 """How long a change may take, the changes before it included."""
+RETRY_AFTER_S = 2
 
 _log = logging.getLogger(__name__)
 
@@ -220,7 +221,8 @@ def _answer(
 
 def _failed(error: Exception) -> web.Response:
     if isinstance(error, _Refused):
-        return _answer(error.status, {"error": error.message})
+        retry = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}
+        return _answer(error.status, {"error": error.message}, retry)
     status, headers, _ = http_of(error)
     response = _answer(status, {"error": message_of(error)}, headers)
     if headers.get("Connection") == "close":

@@ -10,13 +10,12 @@ from frontend.body import read_json_body
 from frontend.errors import (
     BadRequest,
     ContextLengthExceeded,
-    ModelNotFound,
     ShuttingDown,
     row_of,
 )
 from frontend.exchange import Form, answer_query, answer_stream, answer_whole
 from frontend.hints import routing_hints
-from frontend.legs import Job, where
+from frontend.legs import Job, missing_roles, where
 from frontend.metrics import UNKNOWN_MODEL
 from frontend.openai import (
     ChatRequest,
@@ -29,7 +28,7 @@ from frontend.openai import (
     template_variables,
 )
 from frontend.served import ServedModel
-from frontend.service import SERVICE, Service
+from frontend.service import FRONTEND, Frontend, Service, service_for
 
 THREAD_CHARS_MIN = 16 * 1024
 """Longer texts are tokenized in a thread (the tokenizer lets go of the interpreter lock), so that
@@ -66,11 +65,12 @@ class _Endpoint:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Answer, and count the answer."""
-        service = request.app[SERVICE]
-        started_s = service.clock()
+        frontend = request.app[FRONTEND]
+        started_s = frontend.clock()
+        self._metrics = frontend.metrics
         error_type = "internal"
         try:
-            response, failure = await self._answer(request, service, started_s)
+            response, failure = await self._answer(request, frontend, started_s)
             error_type = "" if failure is None else row_of(failure).label
             return response
         except asyncio.CancelledError:
@@ -80,27 +80,28 @@ class _Endpoint:
             error_type = row_of(error).label
             raise
         finally:
-            service.metrics.of_model(self._model).ended(
+            self._metrics.of_model(self._model).ended(
                 self._name,
                 "stream" if self._streaming else "unary",
                 error_type,
-                service.clock() - started_s,
+                frontend.clock() - started_s,
             )
 
     async def _answer(
-        self, request: web.Request, service: Service, started_s: float
+        self, request: web.Request, frontend: Frontend, started_s: float
     ) -> tuple[web.StreamResponse, Exception | None]:
-        if service.draining.is_set():
+        if frontend.draining.is_set():
             raise ShuttingDown()
-        body = await read_json_body(request, service.limits)
+        body = await read_json_body(request, frontend.limits)
         asked = self._decode(body)
-        served = service.models.get(asked.model)
-        if self._model_type not in served.card.model_types:
-            raise ModelNotFound(asked.model, [])
-        self._model = served.card.name
+        services = frontend.serving(asked.model, self._model_type)
+        self._model, self._metrics = asked.model, services[0].metrics
         self._streaming = bool(asked.stream)
         hints = routing_hints(asked.nvext, request.headers)
         request_id = str(uuid.uuid4())
+        service = service_for(services, asked.model, hints, request_id)
+        served = service.models.get(asked.model)
+        self._metrics = service.metrics
         options = asked.stream_options
         form = Form(
             id=self._id_prefix + request_id,
@@ -114,7 +115,7 @@ class _Endpoint:
         stop = stop_conditions(asked)
         if not stop.ignore_eos:
             stop.stop_token_ids_hidden += served.card.eos_token_ids
-        await _until_a_worker_counts(service, served)
+        await _until_ready(service, served.card.name)
         token_lists = await _tokenize(service, served, asked)
         jobs = [
             Job(
@@ -141,17 +142,19 @@ class _Endpoint:
         return await answer_whole(request, service, jobs, form), None
 
 
-async def _until_a_worker_counts(service: Service, served: ServedModel) -> None:
-    """Give a listed worker that is not in the state yet, or not any more, the moment it takes.
+async def _until_ready(service: Service, model: str) -> None:
+    """Give listed workers of a role that the model lacks the moment they take to be in the state.
 
-    So it is just after its start, and after the log was lost: the caretaker has it register again.
-    Returns after WORKER_WAIT_S in any case; the router then says what is wrong.
+    So it is just after their start, and after the log was lost: the caretaker has them register
+    again. Returns after WORKER_WAIT_S in any case; the router then says what is wrong.
     """
-    router, model = service.router, served.card.name
+    router = service.router
+    if router.has_workers(model):
+        return  # the usual case, told cheaply
     deadline_s = service.clock() + WORKER_WAIT_S
     while (  # noqa: ASYNC110  the fold has no event to wait for
-        not router.has_workers(model)
-        and service.models.has_listed(model)
+        missing_roles(service, model)
+        and any(not router.has_workers(model, role) for role in service.models.listed_roles(model))
         and service.clock() < deadline_s
     ):
         await asyncio.sleep(0.02)

@@ -1,66 +1,49 @@
-"""Where a generation runs: a worker is chosen, gets the request, is left for another if need be.
+"""Where a generation runs: workers are chosen, get the request, are left for others if need be.
 
     route ──▶ send ──▶ outputs                              one worker does it all
     route a prefill worker ──▶ its result ──▶ route a decode worker ──▶ send ──▶ outputs
     route a prefill worker and a decode worker, which meet at the former's bootstrap address
 
-A request that loses its worker may move on, as often as --migration-limit says: what has been
-produced becomes part of the prompt, and the client sees one stream. It does not where it can't be
-continued as it would have gone on: its output is guided by a grammar that has advanced, or the
-client named the worker.
+Where a worker fails the request, a new attempt begins at the beginning: with a decode worker that
+does it all, if a prefill worker failed and --decode-fallback is set; else with other workers, as
+often as --migration-limit allows (`frontend.migration`).
 """
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from eventstore.events import RequestRouted
-from frontend.errors import (
-    DeadlineExceeded,
-    EngineError,
-    EngineOverloaded,
-    EngineRefused,
-    EngineShutDown,
-    code_of,
-    engine_error,
-    status_of,
-)
-from frontend.legs import Job, decode_leg, first_leg, routed_request
+from frontend.errors import EnginePrefillFailed, code_of, engine_error, status_of
+from frontend.hop import PrefillHop, a_room_at
+from frontend.legs import Job, decode_leg, first_leg, hash_prompt, routed_request
+from frontend.migration import SAME_EVERYWHERE, Migration
 from frontend.service import Service
-from indexer.blocks import prompt_hashes
 from indexer.radix import WorkerRank
 from router.decision import RoutedRequest
-from router.errors import RouterError
+from router.errors import NoWorkers, RouterError
 from router.ticket import Ticket, Timings, Waiting
 from workers.card import AGGREGATED, DECODE, PREFILL
-from workers.errors import CannotConnect, WorkerBacklogged, WorkerError, WorkerLost
-from workers.protocol import Bootstrap, EngineRequest, Output, StopConditions
+from workers.errors import CannotConnect, WorkerError, WorkerLost
+from workers.protocol import EngineRequest, Output, StopConditions
 from workers.tcp_client import StreamHandle
 
 _log = logging.getLogger(__name__)
 
-MOVED_ON_AFTER = (
-    WorkerLost,
-    CannotConnect,
-    WorkerBacklogged,
-    EngineOverloaded,
-    EngineShutDown,
-    DeadlineExceeded,
-)
-"""Errors that another worker may not have. A request that an engine refuses, all refuse."""
 EVENTS_PER_MIGRATION = 3
+"""What an attempt may write beyond what every live request has room for."""
+PREFILL_ONLY = StopConditions(max_tokens=1, ignore_eos=True)
 
 
 class Dispatch:
     """Of one generation. `sink` gets the worker's outputs, `fail` what can't be helped."""
 
     __slots__ = (
-        "_avoid", "_fail", "_grown", "_grows", "_hop_routed", "_hop_stream", "_keeps",
-        "_migrations", "_params", "_produced", "_request", "_service", "_sink", "_stream",
-        "attempt_s", "hop_cached_tokens", "hop_worker", "job", "queue_depth", "sent_s", "ticket",
+        "_cause", "_fail", "_grown", "_grows", "_hashing_s", "_keeps", "_leg", "_migration",
+        "_prefills_locally", "_produced", "_service", "_sink", "_stream", "hop", "is_prefilling",
+        "job", "queue_depth", "sent_s", "since_s", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -72,52 +55,61 @@ class Dispatch:
     ) -> None:
         self.job = job
         self.ticket: Ticket | None = None
+        self.hop: PrefillHop | None = None
+        """The prefill worker's part in this attempt, also when it is done."""
+        self.is_prefilling = True
+        """Whether this attempt has no output yet."""
+        self.since_s = job.started_s
+        """Since when it has none: from its beginning, and then from its being sent."""
         self.sent_s: float | None = None
         """When a worker was first sent something for the request."""
-        self.attempt_s: float | None = None
-        """When the worker was sent the request that has it now; None while none has it."""
-        self.hop_worker: WorkerRank | None = None
-        """The prefill worker of a disaggregated request, also when it is done."""
-        self.hop_cached_tokens: int | None = None
         self.queue_depth: int | None = None
         """Requests that waited before this one; None if it did not wait."""
         self._service = service
         self._sink = sink
         self._fail = fail
         self._stream: StreamHandle | None = None
-        self._hop_stream: StreamHandle | None = None
-        self._request: RoutedRequest | None = None
-        """What is being routed: the request itself, or its hop."""
-        self._params: dict[str, object] | None = None
-        self._hop_routed: RequestRouted | None = None
-        self._keeps = service.migration_limit > 0
-        self._produced: list[int] = []
-        """Tokens so far, if the request may move on."""
+        self._leg: RoutedRequest | None = None
+        """What is being routed: the request itself, or one of its legs."""
+        self._hashing_s = 0.0
+        """What hashing the prompt took, until a choice has been made with it."""
+        self._prefills_locally = False
+        self._cause: Exception | None = None
+        """What ended the attempt before this one."""
+        self._migration = Migration(job, service.migration_limit)
+        self._produced, self._keeps = self._migration.produced, self._migration.is_on
         self._grows = service.router.options.track_output_blocks
         self._grown = 0
         """Tokens since the last choice."""
-        self._avoid: set[int] = set()
-        self._migrations = 0
 
     @property
-    def migrations(self) -> int:
-        return self._migrations
+    def prefill_rank(self) -> WorkerRank | None:
+        """Who computes the prompt, or did."""
+        if self.hop is not None:
+            return self.hop.rank
+        return None if self.ticket is None else self.ticket.rank
+
+    @property
+    def routed_for_prefill(self) -> RequestRouted | None:
+        """The decision about that."""
+        if self.hop is not None:
+            return self.hop.routed
+        return None if self.ticket is None else self.ticket.routed
 
     def start(self) -> None:
         """Accept the request and begin. Raises RouterError if it is not accepted; what comes after
         goes to `fail`."""
         service, job = self._service, self.job
-        started_s = service.clock()
-        hashes = prompt_hashes(job.token_ids, job.served.card.block_size)
-        service.router_metrics.hashed(service.clock() - started_s)
+        hashes, self._hashing_s = hash_prompt(service, job)
         self.ticket = service.router.accept(routed_request(job, hashes))
         self._begin()
 
     def first_token(self, now_s: float, cached_tokens: int | None) -> None:
         """The worker that the request was sent to last has begun to answer."""
         ticket = self.ticket
-        assert ticket is not None and ticket.rank is not None and self.attempt_s is not None
-        ticket.prefill_completed(cached_tokens, 1000 * (now_s - self.attempt_s))
+        assert ticket is not None and ticket.rank is not None
+        self.is_prefilling = False
+        ticket.prefill_completed(cached_tokens, 1000 * (now_s - self.since_s))
         self._service.router.worker_succeeded(ticket.rank.worker_id)
 
     def produced(self, token_ids: list[int]) -> None:
@@ -129,101 +121,137 @@ class Dispatch:
             assert self.ticket is not None
             self.ticket.produced(self._grown)
 
-    @property
-    def routed_for_prefill(self) -> RequestRouted | None:
-        """The decision about who computes the prompt: the hop's, if there was one."""
-        if self._hop_routed is not None:
-            return self._hop_routed
-        return None if self.ticket is None else self.ticket.routed
-
     def let_go(self) -> None:
         """The generation has ended: drop what points back at it."""
-        self._stream = self._hop_stream = None
+        self._stream = None
+        if self.hop is not None:
+            self.hop.stream = None
         self._sink, self._fail = _drop, _ignore
 
     def close(self) -> None:
         """Stop the work, wherever it is. Nothing more is delivered."""
-        for stream in (self._stream, self._hop_stream):
-            if stream is not None:
-                stream.cancel()
-        self._stream = self._hop_stream = None
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+        if self.hop is not None:
+            self.hop.close()
 
     def pin(self) -> None:
-        """Ask the worker that served the request to keep its prompt, if the client wants that."""
-        ttl_s, ticket = self.job.hints.cache_ttl_s, self.ticket
-        if ttl_s is None or not self._service.cache_control or ticket is None:
+        """Ask the worker that computed the prompt to keep it, if the client wants that."""
+        ttl_s, rank = self.job.hints.cache_ttl_s, self.prefill_rank
+        if ttl_s is None or rank is None or not self._service.cache_control:
             return
-        rank = self.hop_worker or ticket.rank
-        client = None if rank is None else self._service.clients.get(rank.worker_id)
-        if client is None or rank is None:
-            return
-        client.pin(rank.dp_rank, self.job.token_ids, ttl_s)
+        client = self._service.clients.get(rank.worker_id)
+        if client is not None:
+            client.pin(rank.dp_rank, self.job.token_ids, ttl_s)
+
+    def refusal(self, error: Exception) -> None:
+        """Record that the request found no worker."""
+        assert self.ticket is not None
+        status = status_of(error, self._service.overload_status)
+        self.ticket.rejected(code_of(error), status, str(error))
 
     # --- choosing ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Choose the first worker of this attempt."""
-        assert self.ticket is not None
-        self._params = None
+        service, ticket = self._service, self.ticket
+        assert ticket is not None
+        if ticket.has_ended:
+            return
+        request = self._whole()
+        leg = first_leg(service, self.job, request, bypass=self._prefills_locally)
+        self._leg = leg
         try:
-            self._route(first_leg(self._service, self.job, self._whole()))
-        except (RouterError, WorkerError) as error:
-            self._failed(error)
+            if leg.role == PREFILL:
+                # No prompt is computed that nobody could go on with.
+                service.router.eligible(decode_leg(self.job, request))
+            timings = ticket.route(Waiting(self._placed, self._not_placed), leg)
+        except RouterError as error:
+            self._not_placed(error)
+            return
+        if timings is None:
+            self.queue_depth = service.router.parking.depth_of(leg)
+        else:
+            self._placed(timings)
+
+    def _begin_decode(self) -> None:
+        """Choose who gets the prompt that the hop computes."""
+        ticket = self.ticket
+        assert ticket is not None
+        self._leg = decode_leg(self.job, self._whole())
+        try:
+            timings = ticket.route(None, self._leg)
+        except RouterError as error:
+            self._not_placed(error)
+            return
+        assert timings is not None
+        self._placed(timings)
 
     def _whole(self) -> RoutedRequest:
         """The request, as far as it is not done, away from the workers that have failed it."""
         assert self.ticket is not None
-        request = self.ticket.request
-        return replace(request, avoid=frozenset(self._avoid)) if self._avoid else request
-
-    def _route(self, request: RoutedRequest) -> None:
-        assert self.ticket is not None
-        self._request = request
-        waiting = Waiting(self._placed, self._failed)
-        timings = self.ticket.route(waiting, request)
-        if timings is None:
-            self.queue_depth = self._service.router.parking.depth_of(request)
-        else:
-            self._placed(timings)
+        request, avoid = self.ticket.request, self._migration.avoid
+        return replace(request, avoid=avoid) if avoid else request
 
     def _placed(self, timings: Timings) -> None:
         """A rank is chosen and booked: send the request there."""
-        request, ticket = self._request, self.ticket
-        assert request is not None and ticket is not None
-        try:
-            if request.role == PREFILL:
-                self._send_hop(timings)
-            else:
-                assert ticket.routed is not None
-                self._service.router_metrics.routed(timings, ticket.routed)
-                self._send(WorkerRank(ticket.routed.worker_id, ticket.routed.dp_rank))
-        except WorkerError as error:
-            self.worker_failed(error)
-        except RouterError as error:
-            self._failed(error)
+        ticket, leg, metrics = self.ticket, self._leg, self._service.router_metrics
+        assert ticket is not None and leg is not None
+        routed = ticket.hop if leg.role == PREFILL else ticket.routed
+        assert routed is not None
+        metrics.routed(timings, routed, self._hashing_s)
+        self._hashing_s = 0.0
+        if leg.role == PREFILL:
+            self._send_hop(routed)
+        else:
+            self._send()
+
+    def _not_placed(self, error: RouterError) -> None:
+        """Where nobody takes over from a worker, what happened to that one is the error."""
+        leg = self._leg
+        assert leg is not None
+        if isinstance(error, NoWorkers) and leg.role == PREFILL and self._may_fall_back:
+            self._prefills_locally = True  # the last prefill worker left while the request waited
+            self._begin()
+            return
+        self._fail(self._cause or error)
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def _send(self, rank: WorkerRank, bootstrap: Bootstrap | None = None) -> None:
-        job, produced = self.job, self._produced
-        stop = job.stop
-        if produced:
-            stop = replace(
-                stop,
-                max_tokens=stop.max_tokens and stop.max_tokens - len(produced),
-                min_tokens=stop.min_tokens and max(0, stop.min_tokens - len(produced)),
-            )
-        request = self._engine_request(rank, stop)
-        request.disaggregated_params = self._params
+    def _send(self) -> None:
+        ticket, hop = self.ticket, self.hop
+        assert ticket is not None and ticket.rank is not None
+        request = self._engine_request(ticket.rank, self._migration.stop_conditions())
+        if hop is not None:
+            request.bootstrap, request.disaggregated_params = hop.bootstrap, hop.params
+        try:
+            self._stream = self._open(ticket.rank, request, self._sink, self.worker_failed)
+        except WorkerError as error:
+            self.worker_failed(error)
+
+    def _send_hop(self, routed: RequestRouted) -> None:
+        """The prefill worker gets the request for one token. Where it can be met, the decode worker
+        is chosen at once, and asks there for the prompt; otherwise it is chosen with the result."""
+        address = self._service.models.bootstrap_address(routed.worker_id)
+        bootstrap = None if address is None else a_room_at(address)
+        hop = self.hop = PrefillHop(routed, bootstrap, self._service.clock())
+        request = self._engine_request(hop.rank, PREFILL_ONLY)
         request.bootstrap = bootstrap
-        self._stream = self._open(rank, request, self._sink, self.worker_failed)
+        try:
+            hop.stream = self._open(hop.rank, request, self._hop_output, self._hop_failed)
+        except WorkerError as error:
+            self._hop_failed(error)
+            return
+        if bootstrap is not None:
+            self._begin_decode()
 
     def _engine_request(self, rank: WorkerRank, stop: StopConditions) -> EngineRequest:
         job = self.job
         return EngineRequest(
             request_id=job.request_id,
-            model=job.served.card.name,
-            token_ids=job.token_ids + self._produced if self._produced else job.token_ids,
+            model=job.served.name_at_workers,
+            token_ids=self._migration.token_ids(),
             dp_rank=rank.dp_rank,
             stop_conditions=stop,
             sampling_options=job.sampling,
@@ -241,46 +269,10 @@ class Dispatch:
         client = self._service.clients.get(rank.worker_id)
         if client is None:
             raise CannotConnect(rank.worker_id, "", "it just left")
-        self.attempt_s = self._service.clock()
+        self.since_s = self._service.clock()
         if self.sent_s is None:
-            self.sent_s = self.attempt_s
+            self.sent_s = self.since_s
         return client.generate(request, sink, lost)
-
-    def _send_hop(self, timings: Timings) -> None:
-        """The prefill worker gets the request for one token. Where it can be met, the decode worker
-        is chosen at once, and asks there for the prompt; otherwise it is chosen with the result."""
-        service, ticket = self._service, self.ticket
-        assert ticket is not None and ticket.hop is not None
-        rank = WorkerRank(ticket.hop.worker_id, ticket.hop.dp_rank)
-        self.hop_worker, self._hop_routed = rank, ticket.hop
-        service.router_metrics.routed(timings, ticket.hop)
-        bootstrap = self._bootstrap_at(rank.worker_id)
-        request = self._engine_request(rank, StopConditions(max_tokens=1, ignore_eos=True))
-        request.bootstrap = bootstrap
-        self._hop_stream = self._open(rank, request, self._hop_output, self._hop_lost)
-        if bootstrap is not None:
-            self._route_decode()
-            self._send_decode(bootstrap)
-
-    def _bootstrap_at(self, worker_id: int) -> Bootstrap | None:
-        address = self._service.models.bootstrap_address(worker_id)
-        if address is None:
-            return None
-        host, _, port = address.rpartition(":")
-        return Bootstrap(host.strip("[]"), int(port), random.getrandbits(64))
-
-    def _route_decode(self) -> None:
-        ticket = self.ticket
-        assert ticket is not None
-        self._request = decode_leg(self.job, self._whole())
-        timings = ticket.route(None, self._request)
-        assert timings is not None and ticket.routed is not None
-        self._service.router_metrics.routed(timings, ticket.routed)
-
-    def _send_decode(self, bootstrap: Bootstrap | None = None) -> None:
-        ticket = self.ticket
-        assert ticket is not None and ticket.rank is not None
-        self._send(ticket.rank, bootstrap)
 
     # --- what a prefill worker says ---------------------------------------------------------------
 
@@ -288,35 +280,19 @@ class Dispatch:
         if output.error is not None:
             self._hop_failed(engine_error(*output.error))
             return
-        ticket = self.ticket
-        assert ticket is not None and self.attempt_s is not None
+        ticket, hop = self.ticket, self.hop
+        assert ticket is not None and hop is not None
         if output.cached_tokens is not None:
-            self.hop_cached_tokens = output.cached_tokens
+            hop.cached_tokens = output.cached_tokens
         if output.finish_reason is None:
             return
-        self._hop_stream = None
-        took_ms = 1000 * (self._service.clock() - self.attempt_s)
-        ticket.hop_ended(self.hop_cached_tokens, took_ms, "done")
-        if ticket.routed is not None:
-            return  # the decode worker has asked for the prompt itself
-        self._params = output.disaggregated_params or {}
-        try:
-            self._route_decode()
-            self._send_decode()
-        except WorkerError as error:
-            self.worker_failed(error)
-        except RouterError as error:
-            self._failed(error)
-
-    def _hop_lost(self, error: WorkerLost) -> None:
-        self._hop_failed(error)
-
-    def _hop_failed(self, error: Exception) -> None:
-        """Without the prompt the decode worker has nothing to do."""
-        self._hop_stream = None
-        assert self.ticket is not None
-        self.ticket.hop_ended(None, None, code_of(error))
-        self._worker_failed(error, self.hop_worker)
+        hop.stream = None
+        took_s = self._service.clock() - hop.sent_s
+        ticket.hop_ended(hop.cached_tokens, 1000 * took_s, "done")
+        self._service.router.worker_succeeded(hop.rank.worker_id)
+        if hop.bootstrap is None and not ticket.has_ended:
+            hop.params = output.disaggregated_params or {}
+            self._begin_decode()
 
     # --- when it goes wrong -----------------------------------------------------------------------
 
@@ -324,94 +300,89 @@ class Dispatch:
         """The worker said so, instead of an output."""
         self.worker_failed(engine_error(code, detail))
 
+    def late(self, error: Exception) -> None:
+        """There is no output for too long. What waits for a worker fails; it had its chance."""
+        if self.hop is not None and self.hop.is_running:
+            self._hop_failed(error)
+        elif self._stream is not None:
+            self.worker_failed(error)
+        else:
+            self._fail(error)
+
     def worker_failed(self, error: Exception) -> None:
         """The request can't go on where it is: it moves on, or ends."""
-        self._worker_failed(error, None if self.ticket is None else self.ticket.rank)
+        ticket = self.ticket
+        assert ticket is not None and ticket.rank is not None
+        if isinstance(error, EnginePrefillFailed) and self.hop is not None:
+            self._hop_failed(error)
+        elif not ticket.has_ended:
+            self._blame(ticket.rank, error)
+            self._move_on(error, ticket.rank)
 
-    def _worker_failed(self, error: Exception, rank: WorkerRank | None) -> None:
-        ticket, service = self.ticket, self._service
-        assert ticket is not None
+    def _hop_failed(self, error: Exception) -> None:
+        """Without the prompt the decode worker has nothing to do, unless it got it just before."""
+        ticket, hop = self.ticket, self.hop
+        assert ticket is not None and hop is not None
         if ticket.has_ended:
             return
-        if rank is not None and not isinstance(error, EngineRefused):
-            service.router.worker_failed(rank.worker_id, code_of(error))
-        if rank is None or not self._may_move_on(error):
-            self._failed(error)
-            return
-        _log.warning("moving on: %s", error, extra={"request_id": self.job.request_id})
-        self.close()
-        self._migrations += 1
-        self.attempt_s, self._grown = None, 0
-        self.hop_worker = self._hop_routed = None
-        self._avoid.add(rank.worker_id)
-        service.metrics.migrated(self.job.served.card.name, bool(self._produced))
-        ticket.hop_ended(None, None, code_of(error))
-        if ticket.routed is not None:
-            ticket.migrated(len(self._produced), code_of(error), self._rest())
-        # Not at once: this may be called by what is still taking the worker's connection apart.
-        asyncio.get_running_loop().call_soon(self._go_on, error)
+        self._blame(hop.rank, error)
+        if not self.is_prefilling:
+            hop.close()
+            ticket.hop_ended(None, None, code_of(error))
+        elif self._may_fall_back and not isinstance(error, SAME_EVERYWHERE):
+            self._prefills_locally = True
+            self._start_over(error)
+        else:
+            self._move_on(error, hop.rank, in_hop=True)
 
-    def _may_move_on(self, error: Exception) -> bool:
-        service, job = self._service, self.job
-        is_named = job.hints.worker_id is not None or job.hints.prefill_worker_id is not None
-        prefill_failed = type(error) is EngineError and self.hop_worker is not None
-        return (
-            self._migrations < service.migration_limit
-            and (isinstance(error, MOVED_ON_AFTER) or prefill_failed)
-            and not (isinstance(error, DeadlineExceeded) and error.kind == "total")
-            and not is_named
-            and job.sampling.guided_decoding is None
-            and service.router.has_room(EVENTS_PER_MIGRATION)
-        )
+    @property
+    def _may_fall_back(self) -> bool:
+        return self._service.disaggregation.decode_fallback and not self._prefills_locally
 
-    def _rest(self) -> RoutedRequest:
-        """The request with what has been produced behind its prompt."""
-        assert self.ticket is not None
-        request, produced = self.ticket.request, self._produced
-        if not produced:
-            return request
-        tokens = self.job.token_ids + produced
-        expected = self.job.hints.expected_osl
-        return replace(
-            request,
-            isl=len(tokens),
-            sequence_hashes=prompt_hashes(tokens, request.block_size),
-            max_tokens=self.job.stop.max_tokens and self.job.stop.max_tokens - len(produced),
-            expected_osl=expected and max(1, expected - len(produced)),
-        )
+    def _blame(self, rank: WorkerRank, error: Exception) -> None:
+        if not isinstance(error, SAME_EVERYWHERE):
+            self._service.router.worker_failed(rank.worker_id, code_of(error))
 
-    def _go_on(self, error: Exception) -> None:
-        assert self.ticket is not None
-        if self.ticket.has_ended:
-            return
-        limit = self.job.stop.max_tokens
-        if limit is not None and len(self._produced) >= limit:
-            # All was there, but for the word that it is all.
+    def _move_on(self, error: Exception, rank: WorkerRank, *, in_hop: bool = False) -> None:
+        """Leave the worker for another one, if that is possible."""
+        service, migration = self._service, self._migration
+        if migration.is_complete:
+            self.close()
             self._sink(Output(0, [], "length"))
-            return
-        model = self.ticket.request.model
-        if not self._has_another(model):
-            self._failed(error)
-            return
-        self._begin()
+        elif (
+            migration.allows(error, in_prefill_hop=in_hop)
+            and service.router.has_room(EVENTS_PER_MIGRATION)
+            and self._has_another(rank, (PREFILL,) if in_hop else (AGGREGATED, DECODE))
+        ):
+            migration.leave(rank.worker_id)
+            service.metrics.migrated(self.job.served.card.name, bool(self._produced))
+            self._start_over(error)
+        else:
+            self._fail(error)
 
-    def _has_another(self, model: str) -> bool:
-        roles = (AGGREGATED, DECODE)
+    def _has_another(self, failed: WorkerRank, roles: tuple[str, ...]) -> bool:
+        """Whether a worker of these roles is left besides those that have failed the request."""
+        model, avoid = self.job.served.card.name, self._migration.avoid | {failed.worker_id}
         return any(
-            rank.worker_id not in self._avoid
+            rank.worker_id not in avoid
             for role in roles
             for rank in self._service.router.candidates(model, role).ranks
         )
 
-    def _failed(self, error: Exception) -> None:
+    def _start_over(self, error: Exception) -> None:
+        """End this attempt, and begin the next with what there is so far."""
+        ticket, code = self.ticket, code_of(error)
+        assert ticket is not None
+        _log.warning("starting over: %s", error, extra={"request_id": self.job.request_id})
         self.close()
-        self._fail(error)
-
-    def refusal(self, error: Exception) -> None:
-        """Record that the request found no worker."""
-        assert self.ticket is not None
-        status = status_of(error, self._service.overload_status)
-        self.ticket.rejected(code_of(error), status, str(error))
+        ticket.hop_ended(None, None, code)
+        if ticket.routed is not None:
+            rest = self._migration.rest(ticket.request)
+            ticket.migrated(len(self._produced), code, rest)
+        self._cause, self.hop = error, None
+        self.is_prefilling, self.since_s, self._grown = True, self._service.clock(), 0
+        # Not at once: this may be called by what is still taking the worker's connection apart.
+        asyncio.get_running_loop().call_soon(self._begin)
 
 
 def _drop(output: Output) -> None:

@@ -18,7 +18,8 @@
     └── EngineError                 what an engine said instead of output; see `engine_error`
         ├── EngineRefused           this request, for what it asks
         ├── EngineOverloaded
-        └── EngineShutDown
+        ├── EngineShutDown
+        └── EnginePrefillFailed     the prompt that another worker should hand over did not come
 
 The rooms below raise errors of their own (`router.errors`, `workers.errors`, `eventstore.errors`);
 they stand in the same table. An error's row is that of the nearest class in its MRO that has one;
@@ -41,6 +42,8 @@ from router.errors import (
     QueueTimeout,
     ReplicaNotReady,
     RouterError,
+    SessionUnavailable,
+    UnknownRank,
     UnknownWorker,
     WorkerRequired,
 )
@@ -242,10 +245,15 @@ class EngineShutDown(EngineError):
     pass
 
 
+class EnginePrefillFailed(EngineError):
+    """Said by a decode worker; it is not to blame."""
+
+
 _ENGINE_CODES: dict[str, type[EngineError]] = {
     "invalid_request": EngineRefused,
     "overloaded": EngineOverloaded,
     "shutting_down": EngineShutDown,
+    "prefill_failed": EnginePrefillFailed,
 }
 
 
@@ -277,6 +285,7 @@ _ALL_BUSY = "Service temporarily unavailable: All workers are busy, please retry
 """What clients of the peer may look for."""
 _BUSY = "the workers are busy; try again soon"
 _LOST = "the worker was lost before the answer was complete; try again"
+_NO_PROMPT = "the worker that should compute the prompt failed; try again"
 _LOG = "the event log can't take the request at the moment; try again soon"
 
 ROWS: dict[type[Exception], Row] = {
@@ -297,10 +306,12 @@ ROWS: dict[type[Exception], Row] = {
     ),
     EngineOverloaded: Row(503, _UNAVAILABLE, "overloaded", _OVERLOAD, _BUSY, 1),
     EngineShutDown: Row(502, _FAILED, "worker_lost", "internal", _LOST),
+    EnginePrefillFailed: Row(502, _FAILED, "prefill_failed", "internal", _NO_PROMPT),
     # router.errors
     RouterError: Row(500, _FAILED, "routing_failed", "internal", "the request can't be routed"),
     NoWorkers: Row(503, _UNAVAILABLE, "no_workers", "unavailable", retry_after_s=1),
     UnknownWorker: Row(400, _INVALID, "unknown_worker", "validation"),
+    UnknownRank: Row(400, _INVALID, "unknown_rank", "validation"),
     WorkerRequired: Row(400, _INVALID, "worker_required", "validation"),
     ReplicaNotReady: Row(503, _UNAVAILABLE, "not_ready", "unavailable", retry_after_s=1),
     AllWorkersBusy: Row(
@@ -309,6 +320,9 @@ ROWS: dict[type[Exception], Row] = {
     QueueFull: Row(503, _UNAVAILABLE, "queue_full", _OVERLOAD, None, 1, lead=f"{_ALL_BUSY}; "),
     QueueTimeout: Row(
         503, _UNAVAILABLE, "queue_timeout", _OVERLOAD, None, 1, lead=f"{_ALL_BUSY}; "
+    ),
+    SessionUnavailable: Row(
+        503, _UNAVAILABLE, "session_unavailable", "unavailable", retry_after_s=1
     ),
     LogBacklogFull: Row(503, _UNAVAILABLE, "log_unavailable", "unavailable", _LOG, 2),
     # workers.errors
@@ -351,8 +365,12 @@ def message_of(error: Exception) -> str:
 
 def status_of(error: Exception, overload_status: int = OVERLOAD_STATUS) -> int:
     """overload_status: of all errors that say "busy, try again soon"."""
-    row = row_of(error)
-    return overload_status if row.label == _OVERLOAD else row.status
+    return overload_status if is_overload(error) else row_of(error).status
+
+
+def is_overload(error: Exception) -> bool:
+    """Whether it says that the workers are busy."""
+    return row_of(error).label == _OVERLOAD
 
 
 def error_body(error: Exception) -> bytes:

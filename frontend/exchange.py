@@ -56,7 +56,7 @@ def _extra(form: Form, generations: Sequence[Generation]) -> NvExtAnswer | None:
     first, asked = generations[0], form.extra_fields
     worker = None
     if "worker_id" in asked and first.worker is not None and first.prefill_worker is not None:
-        worker = WorkerId(*first.prefill_worker, *first.worker)
+        worker = WorkerId(*first.worker, *first.prefill_worker)
     return NvExtAnswer(
         worker_id=worker,
         predicted_cached_tokens=(

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from frontend.chunks import Timing, timing_of
 from frontend.detokenize import IncrementalDetokenizer
 from frontend.dispatch import Dispatch
-from frontend.errors import DeadlineExceeded, code_of
+from frontend.errors import Deadline, DeadlineExceeded, code_of, is_overload
 from frontend.legs import Job
-from frontend.metrics import ModelMetrics, TokenTimes
+from frontend.metrics import ModelMetrics
 from frontend.service import Service
 from indexer.radix import WorkerRank
 from router.errors import RouterError
+from router.token_histogram import TokenTimes
 from workers.errors import CannotConnect
 from workers.protocol import Output
 
@@ -39,7 +40,7 @@ class Generation:
     """
 
     __slots__ = (
-        "_deliver", "_detokenizer", "_dispatch", "_metrics", "_prefilling", "_service", "_times",
+        "_accepted_s", "_deliver", "_detokenizer", "_dispatch", "_metrics", "_service", "_times",
         "cached_tokens", "done", "finish_reason", "index", "isl", "job", "osl", "stop_reason",
         "timing",
     )  # fmt: skip
@@ -59,7 +60,7 @@ class Generation:
         self._metrics: ModelMetrics = service.metrics.of_model(job.served.card.name)
         self._dispatch = Dispatch(service, job, self._sink, self.fail)
         self._times: TokenTimes | None = None
-        self._prefilling = True
+        self._accepted_s = 0.0
         stop = job.stop
         self._detokenizer = IncrementalDetokenizer(
             job.served.tokenizer,
@@ -80,13 +81,16 @@ class Generation:
     @property
     def prefill_worker(self) -> WorkerRank | None:
         """Who computed the prompt."""
-        return self._dispatch.hop_worker or self.worker
+        return self._dispatch.prefill_rank
 
     @property
     def predicted_tokens(self) -> int:
         """Prompt tokens that the router believed cached where it sent the request."""
         routed = self._dispatch.routed_for_prefill
-        return 0 if routed is None else routed.overlap_blocks * self.job.served.card.block_size
+        if routed is None:
+            return 0
+        # After a migration what was produced before it counts as prompt there.
+        return min(self.isl, routed.overlap_blocks * self.job.served.card.block_size)
 
     @property
     def is_running(self) -> bool:
@@ -100,6 +104,7 @@ class Generation:
         self._metrics.inflight.inc()
         self._metrics.queued.inc()
         self._service.live.add(self)
+        self._accepted_s = self._service.clock()
         try:
             self._dispatch.start()
         except RouterError:
@@ -124,6 +129,9 @@ class Generation:
         self._dispatch.close()
         if isinstance(error, (RouterError, CannotConnect)) and not self.osl:
             self._dispatch.refusal(error)
+            self._service.router_metrics.rejected(self.job.served.card.name, code_of(error))
+            if is_overload(error):
+                self._metrics.rejected(self.job.endpoint)
         else:
             ticket.failed(self.osl, code_of(error))
         self._ended()
@@ -132,38 +140,36 @@ class Generation:
     def check_deadlines(self, now_s: float) -> None:
         """Give up what takes longer than the limits allow. Called every so often, so that a token
         needs no timer of its own."""
-        limits, times = self._service.deadlines, self._times
+        limits, times, dispatch = self._service.deadlines, self._times, self._dispatch
         if limits.total_s is not None and now_s - self.job.started_s > limits.total_s:
-            self.fail(DeadlineExceeded("total", limits.total_s))
-        elif self._prefilling:
-            since_s = self._dispatch.attempt_s or self.job.started_s
-            if limits.first_token_s is not None and now_s - since_s > limits.first_token_s:
-                self._late(DeadlineExceeded("first_token", limits.first_token_s))
+            self.fail(self._late("total", limits.total_s))
+        elif dispatch.is_prefilling:
+            if limits.first_token_s is not None and now_s - dispatch.since_s > limits.first_token_s:
+                dispatch.late(self._late("first_token", limits.first_token_s))
         elif limits.inter_token_s is not None and times is not None:
             if now_s - times.last_s > limits.inter_token_s:
-                self._late(DeadlineExceeded("inter_token", limits.inter_token_s))
+                dispatch.late(self._late("inter_token", limits.inter_token_s))
 
-    def _late(self, error: DeadlineExceeded) -> None:
-        if self._dispatch.attempt_s is None:
-            self.fail(error)  # no worker has it: it waits in the queue
-        else:
-            self._dispatch.worker_failed(error)
+    def _late(self, kind: Deadline, limit_s: float) -> DeadlineExceeded:
+        self._service.router_metrics.deadline_exceeded(kind)
+        return DeadlineExceeded(kind, limit_s)
 
     # --- called by the request plane --------------------------------------------------------------
 
     def _sink(self, output: Output) -> None:
+        dispatch = self._dispatch
         if output.error is not None:
-            self._dispatch.output_failed(*output.error)
+            dispatch.output_failed(*output.error)
             return
         token_ids = output.token_ids
         if token_ids:
             now_s = self._service.clock()
-            if self._prefilling:
-                self._first_token(now_s, output.cached_tokens)
+            if dispatch.is_prefilling:
+                self._first_token(now_s, output.cached_tokens, len(token_ids))
             elif self._times is not None:
                 self._times.tokens(now_s, len(token_ids))
             self.osl += len(token_ids)
-            self._dispatch.produced(token_ids)
+            dispatch.produced(token_ids)
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         stopped = detokenizer.stop_reason
@@ -177,18 +183,21 @@ class Generation:
         elif text:
             self._deliver(self, text, None)
 
-    def _first_token(self, now_s: float, cached_tokens: int | None) -> None:
-        """Of this attempt: after a migration there is another one."""
-        self._prefilling = False
+    def _first_token(self, now_s: float, cached_tokens: int | None, count: int) -> None:
+        """Of this attempt, with `count - 1` more: after a migration there is another one."""
         self._dispatch.first_token(now_s, cached_tokens)
         if self._times is not None:
-            self._times.tokens(now_s, 1)
+            self._times.tokens(now_s, count)
             return
         self._times = TokenTimes(now_s)
-        hop_cached = self._dispatch.hop_cached_tokens
-        self.cached_tokens = cached_tokens if hop_cached is None else hop_cached
+        hop = self._dispatch.hop
+        self.cached_tokens = cached_tokens if hop is None else hop.cached_tokens
         self._metrics.queued.dec()
-        self._metrics.first_token(now_s - self.job.started_s, self.isl, self.cached_tokens)
+        ttft_s, service = now_s - self.job.started_s, self._service
+        self._metrics.first_token(ttft_s, self.isl, self.cached_tokens)
+        service.router_metrics.first_token(now_s - self._accepted_s, self.isl)
+        if self.prefill_worker is not None:
+            service.metrics.first_token(self.prefill_worker, ttft_s, self.isl)
 
     def _finish(self, text: str, reason: str, still_running: bool) -> None:
         ticket = self._dispatch.ticket
@@ -229,6 +238,11 @@ class Generation:
         self._deliver = _deliver_nothing
         self._service.live.discard(self)
         self._metrics.inflight.dec()
-        if self._times is None:
+        times, worker = self._times, self.worker
+        self._metrics.output_ended(self.osl, times)
+        if times is None:
             self._metrics.queued.dec()
-        self._metrics.output_ended(self.osl, self._times)
+            return
+        self._service.router_metrics.output_ended(self.osl, times)
+        if worker is not None and times.mean_s is not None:
+            self._service.metrics.output_ended(worker, times.mean_s)

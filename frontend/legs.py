@@ -4,6 +4,8 @@ A model with aggregated workers is served by those. One with decode workers is s
 a prefill worker computes the prompt, a decode worker the output.
 """
 
+from functools import partial
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -11,8 +13,8 @@ from frontend.chunks import WorkerId
 from frontend.hints import RoutingHints
 from frontend.served import ServedModel
 from frontend.service import Service
-from indexer.blocks import prompt_hashes
-from router.decision import RoutedRequest
+from indexer.blocks import block_hashes, prompt_hashes, sequence_hashes
+from router.decision import Role, RoutedRequest
 from workers.card import AGGREGATED, DECODE, PREFILL
 from workers.protocol import SamplingOptions, StopConditions
 
@@ -32,6 +34,17 @@ class Job(Struct, frozen=True, kw_only=True):
     hints: RoutingHints
     started_s: float
     """When the handler began, by the service's clock."""
+
+
+def hash_prompt(service: Service, job: Job) -> tuple[list[int], float]:
+    """The sequence hashes of the prompt's complete blocks, and the seconds they took; measured."""
+    started_s = service.clock()
+    blocks = block_hashes(job.token_ids, job.served.card.block_size)
+    hashed_s = service.clock()
+    hashes = sequence_hashes(blocks)
+    chained_s = service.clock()
+    service.router_metrics.hashed(hashed_s - started_s, chained_s - hashed_s)
+    return hashes, chained_s - started_s
 
 
 def routed_request(job: Job, hashes: list[int]) -> RoutedRequest:
@@ -58,16 +71,22 @@ def routed_request(job: Job, hashes: list[int]) -> RoutedRequest:
     )
 
 
-def first_leg(service: Service, job: Job, request: RoutedRequest) -> RoutedRequest:
-    """Whose turn it is first: a worker that does it all, or the one that computes the prompt."""
-    if service.router.has_workers(request.model, AGGREGATED):
-        return request
-    if not _is_disaggregated(service, job, request):
-        return replace(request, role=DECODE, worker_id=job.hints.decode_worker_id)
+def first_leg(
+    service: Service, job: Job, request: RoutedRequest, *, bypass: bool = False
+) -> RoutedRequest:
+    """Whose turn it is first: a worker that does it all, or the one that computes the prompt.
+
+    bypass: no prefill worker shall have it. Where a role is missing the leg is that role's, so that
+    it is named in what follows.
+    """
+    role = _first_role(service, job, request, bypass)
     hints = job.hints
-    return replace(
-        request, role=PREFILL, worker_id=hints.prefill_worker_id, dp_rank=hints.prefill_dp_rank
-    )
+    if role == PREFILL:
+        worker_id, dp_rank = hints.prefill_worker_id, hints.prefill_dp_rank
+        return replace(request, role=PREFILL, worker_id=worker_id, dp_rank=dp_rank)
+    if role == DECODE:
+        return replace(request, role=DECODE, worker_id=hints.decode_worker_id)
+    return request
 
 
 def decode_leg(job: Job, request: RoutedRequest) -> RoutedRequest:
@@ -75,20 +94,31 @@ def decode_leg(job: Job, request: RoutedRequest) -> RoutedRequest:
     return replace(request, role=DECODE, remote_prefill=True, worker_id=job.hints.decode_worker_id)
 
 
-def _is_disaggregated(service: Service, job: Job, request: RoutedRequest) -> bool:
-    """Whether a prefill worker computes the prompt, of a model without aggregated workers.
+def missing_roles(service: Service, model: str) -> tuple[str, ...]:
+    """The roles that the model needs and has no worker of now; none: it is ready."""
+    counts = partial(service.router.has_workers, model)
+    listed = partial(service.models.listed_roles, model)
+    return service.disaggregation.missing_roles(counts, listed)
 
-    Without prefill workers --decode-fallback decides; with them, the client and, if asked to, how
-    much of the prompt the best decode worker would have to compute.
-    """
-    router, how = service.router, service.disaggregation
-    if not router.has_workers(request.model, DECODE):
-        return router.has_workers(request.model, PREFILL)
-    if not router.has_workers(request.model, PREFILL):
-        return not how.decode_fallback
-    if job.hints.bypass_remote_prefill:
-        return False
-    return not how.is_short(router, replace(request, role=DECODE))
+
+def _first_role(service: Service, job: Job, request: RoutedRequest, bypass: bool) -> Role:
+    """Of a model without aggregated workers --decode-fallback decides while there is no prefill
+    worker; with one, the client and, if asked to, how much of the prompt the best decode worker
+    would have to compute."""
+    how, hints = service.disaggregation, job.hints
+    counts = partial(service.router.has_workers, request.model)
+    if counts(AGGREGATED) or not (counts(PREFILL) or counts(DECODE)):
+        return "aggregated"
+    if not counts(DECODE):
+        return "decode"
+    if not counts(PREFILL):
+        return "decode" if how.decode_fallback else "prefill"
+    if bypass or hints.bypass_remote_prefill:
+        return "decode"
+    if hints.prefill_worker_id is not None:
+        return "prefill"
+    local = replace(request, role="decode", worker_id=hints.decode_worker_id)
+    return "decode" if how.is_short(service.router, local) else "prefill"
 
 
 def where(service: Service, job: Job) -> WorkerId:

@@ -1,45 +1,32 @@
 """What the frontend measures, under the peer's names, labels and buckets."""
 
-from bisect import bisect_left
-from collections.abc import Iterator
-
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
 
-from eventstore.metrics import Built, Metric, build, full_name
+from eventstore.metrics import Built, Metric, build
+from indexer.radix import WorkerRank
+from router.parking import Parking
 from router.replica import Replica
+from router.token_histogram import (
+    INPUT_TOKENS,
+    ITL_S,
+    OUTPUT_TOKENS,
+    TTFT_S,
+    TokenHistogram,
+    TokenTimes,
+)
 from workers.card import ModelCard
 
 PREFIX = "dynamo_frontend"
 
-_TTFT_S = (
-    0,
-    0.0022,
-    0.0047,
-    0.01,
-    0.022,
-    0.047,
-    0.1,
-    0.22,
-    0.47,
-    1,
-    2.2,
-    4.7,
-    10,
-    22,
-    48,
-    100,
-    220,
-    480,
-)
-_ITL_S = (0, 0.0019, 0.0035, 0.0067, 0.013, 0.024, 0.045, 0.084, 0.16, 0.3, 0.56, 1.1, 2)
 _DURATION_S = (0, 1.9, 3.4, 6.3, 12, 22, 40, 75, 140, 260)
-_INPUT_TOKENS = (0, 100, 210, 430, 870, 1800, 3600, 7400, 15000, 31000, 63000, 130000)
-_OUTPUT_TOKENS = (0, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000)
 _TOKENIZER_MS = tuple(0.5 * 2**k for k in range(11))
 _WORKER = ("worker_id", "dp_rank", "worker_type")
+_QUEUE = ("model", "worker_type", "policy_class")
+POLICY_CLASS = "default"
+"""The peer can have several queues of a model. Here there is one."""
+RANKS_MAX = 4096
+"""Ranks of which the last request is remembered; `collect` forgets those that left."""
 
 METRICS: tuple[Metric, ...] = (
     Metric("inflight_requests", "gauge", "Requests whose response has not ended.", ("model",)),
@@ -54,23 +41,23 @@ METRICS: tuple[Metric, ...] = (
     Metric("output_tokens_total", "counter", "Output tokens received.", ("model",)),
     Metric("request_duration_seconds", "histogram", "Whole request.", ("model",), _DURATION_S),
     Metric(
-        "time_to_first_token_seconds", "histogram", "From the handler's start.", ("model",), _TTFT_S
+        "time_to_first_token_seconds", "histogram", "From the handler's start.", ("model",), TTFT_S
     ),
     Metric(
         "inter_token_latency_seconds",
         "histogram",
         "Between two outputs, per token.",
         ("model",),
-        _ITL_S,
+        ITL_S,
     ),
-    Metric("input_sequence_tokens", "histogram", "Prompt tokens.", ("model",), _INPUT_TOKENS),
-    Metric("output_sequence_tokens", "histogram", "Output tokens.", ("model",), _OUTPUT_TOKENS),
+    Metric("input_sequence_tokens", "histogram", "Prompt tokens.", ("model",), INPUT_TOKENS),
+    Metric("output_sequence_tokens", "histogram", "Output tokens.", ("model",), OUTPUT_TOKENS),
     Metric(
         "cached_tokens",
         "histogram",
         "Prompt tokens reused, as workers say.",
         ("model",),
-        _INPUT_TOKENS,
+        INPUT_TOKENS,
     ),
     Metric("tokenizer_latency_ms", "histogram", "In ms.", ("operation",), _TOKENIZER_MS),
     Metric("model_total_kv_blocks", "gauge", "KV blocks of a rank.", ("model",)),
@@ -86,63 +73,45 @@ METRICS: tuple[Metric, ...] = (
         "in the middle of it.",
         ("model", "migration_type"),
     ),
+    Metric(
+        "model_rejection_total",
+        "counter",
+        "Requests refused because the workers are busy.",
+        ("endpoint", "model"),
+    ),
     Metric("worker_active_decode_blocks", "gauge", "Active blocks booked.", _WORKER),
     Metric("worker_active_prefill_tokens", "gauge", "Prefill tokens booked.", _WORKER),
+    Metric(
+        "worker_last_time_to_first_token_seconds",
+        "gauge",
+        "From the handler's start, of the last request whose prompt the rank computed for this "
+        "frontend.",
+        _WORKER,
+    ),
+    Metric("worker_last_input_sequence_tokens", "gauge", "Prompt tokens of that one.", _WORKER),
+    Metric(
+        "worker_last_inter_token_latency_seconds",
+        "gauge",
+        "Mean over the last request of this frontend that ended on the rank.",
+        _WORKER,
+    ),
+    Metric("router_queue_pending_requests", "gauge", "Requests that wait in the queue.", _QUEUE),
+    Metric("router_queue_pending_isl_tokens", "gauge", "Tokens of their prompts.", _QUEUE),
+    Metric(
+        "router_queue_pending_cached_tokens",
+        "gauge",
+        "Those of them that the best worker had when the request came.",
+        _QUEUE,
+    ),
+    Metric(
+        "router_queue_backpressure_total",
+        "counter",
+        "Requests refused at a bound of the queue: request_limit, for its length, or wait_limit.",
+        (*_QUEUE, "reason"),
+    ),
 )
 
 UNKNOWN_MODEL = "unknown_model"
-
-
-class TokenHistogram(Collector):
-    """A histogram by model that takes a request's observations in one go.
-
-    Every streamed token is an observation, so it must cost well under a microsecond: the gaps of a
-    request are counted into a plain list, which is added here when the request ends.
-    """
-
-    def __init__(self, registry: CollectorRegistry, metric: Metric, prefix: str) -> None:
-        self._metric = metric
-        self._name = full_name(prefix, metric.name)
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
-        registry.register(self)
-
-    def add(self, model: str, counts: list[int], total: float) -> None:
-        """counts: observations per bucket, +Inf last; total: their sum."""
-        mine = self._counts.setdefault(model, [0] * len(counts))
-        for index, count in enumerate(counts):
-            mine[index] += count
-        self._sums[model] = self._sums.get(model, 0.0) + total
-
-    def collect(self) -> Iterator[Family]:
-        family = HistogramMetricFamily(self._name, self._metric.help, labels=self._metric.labels)
-        bounds = [*(str(float(bound)) for bound in self._metric.buckets), "+Inf"]
-        for model, counts in self._counts.items():
-            running, buckets = 0, []
-            for bound, count in zip(bounds, counts, strict=True):
-                running += count
-                buckets.append((bound, running))
-            family.add_metric([model], buckets, self._sums[model])
-        yield family
-
-
-class TokenTimes:
-    """The inter-token gaps of one request, counted into buckets."""
-
-    __slots__ = ("counts", "first_s", "last_s", "total_s")
-
-    def __init__(self, now_s: float) -> None:
-        self.first_s = now_s
-        self.counts = [0] * (len(_ITL_S) + 1)
-        self.total_s = 0.0
-        self.last_s = now_s
-
-    def tokens(self, now_s: float, count: int) -> None:
-        """`count` tokens arrived: each took an equal share of the time since the last ones."""
-        gap_s = now_s - self.last_s
-        self.last_s = now_s
-        self.counts[bisect_left(_ITL_S, gap_s / count)] += count
-        self.total_s += gap_s
 
 
 class FrontendMetrics:
@@ -153,6 +122,8 @@ class FrontendMetrics:
         self._built = build([m for m in METRICS if m is not itl], registry, prefix=prefix)
         self._itl = TokenHistogram(registry, itl, prefix)
         self._models: dict[str, ModelMetrics] = {}
+        self._last: dict[WorkerRank, _Last] = {}
+        self._refused: dict[tuple[str, str, str], int] = {}
 
     def migrated(self, model: str, ongoing: bool) -> None:
         """A request moved on to another worker; ongoing: with output behind it."""
@@ -185,19 +156,73 @@ class FrontendMetrics:
             if value is not None:
                 self._built.gauges[f"model_{name}"].labels(card.name).set(value)
 
-    def collect(self, replica: Replica) -> None:
-        """Bring the workers' load gauges up to date; called once a scrape."""
-        state = replica.state
-        blocks = self._built.gauges["worker_active_decode_blocks"]
-        tokens = self._built.gauges["worker_active_prefill_tokens"]
-        blocks.clear()
-        tokens.clear()
+    def first_token(self, rank: WorkerRank, ttft_s: float, isl: int) -> None:
+        """The rank has computed a prompt."""
+        last = self._last_of(rank)
+        last.ttft_s, last.isl = ttft_s, isl
+
+    def output_ended(self, rank: WorkerRank, itl_s: float) -> None:
+        """A request has ended on the rank. itl_s: the mean of its inter-token gaps."""
+        self._last_of(rank).itl_s = itl_s
+
+    def _last_of(self, rank: WorkerRank) -> "_Last":
+        last = self._last.get(rank)
+        if last is None:
+            if len(self._last) >= RANKS_MAX:
+                del self._last[next(iter(self._last))]
+            last = self._last[rank] = _Last()
+        return last
+
+    def collect(self, replica: Replica, parking: Parking) -> None:
+        """Bring the gauges of the workers and the queues up to date; called once a scrape."""
+        self._collect_workers(replica)
+        self._collect_queues(parking)
+
+    def _collect_workers(self, replica: Replica) -> None:
+        state, gauges = replica.state, self._built.gauges
+        for name in gauges:
+            if name.startswith("worker_"):
+                gauges[name].clear()
+        before, self._last = self._last, {}
         for rank in state.tree.ranks():
             slot = state.tree.slot_of(rank)
             kind = state.workers[rank.worker_id].worker_type
             labels = (str(rank.worker_id), str(rank.dp_rank), kind)
-            blocks.labels(*labels).set(state.active.blocks[slot])
-            tokens.labels(*labels).set(state.active.prefill_tokens[slot])
+            values: dict[str, float | None] = {
+                "active_decode_blocks": state.active.blocks[slot],
+                "active_prefill_tokens": state.active.prefill_tokens[slot],
+            }
+            last = before.get(rank)
+            if last is not None:
+                self._last[rank] = last
+                values["last_time_to_first_token_seconds"] = last.ttft_s
+                values["last_input_sequence_tokens"] = last.isl
+                values["last_inter_token_latency_seconds"] = last.itl_s
+            for name, value in values.items():
+                if value is not None:
+                    gauges[f"worker_{name}"].labels(*labels).set(value)
+
+    def _collect_queues(self, parking: Parking) -> None:
+        gauges = self._built.gauges
+        for (model, role), queue in parking.queues.items():
+            labels = (model, role, POLICY_CLASS)
+            gauges["router_queue_pending_requests"].labels(*labels).set(len(queue))
+            gauges["router_queue_pending_isl_tokens"].labels(*labels).set(queue.isl_tokens)
+            gauges["router_queue_pending_cached_tokens"].labels(*labels).set(queue.cached_tokens)
+        counter = self._built.counters["router_queue_backpressure_total"]
+        for key, count in parking.refused.items():
+            model, role, reason = key
+            new = count - self._refused.get(key, 0)
+            counter.labels(model, role, POLICY_CLASS, reason).inc(new)
+            self._refused[key] = count
+
+
+class _Last(Struct):
+    """Of the last request on a rank; None where there was none yet."""
+
+    ttft_s: float | None = None
+    isl: int | None = None
+    itl_s: float | None = None
 
 
 class ModelMetrics:
@@ -206,6 +231,7 @@ class ModelMetrics:
     def __init__(self, model: str, built: Built, itl: TokenHistogram) -> None:
         self._model = model
         self._requests = built.counters["requests_total"]
+        self._rejected = built.counters["model_rejection_total"]
         self._outcomes: dict[tuple[str, str, str, str], Counter] = {}
         self._itl = itl
         self.inflight = built.gauges["inflight_requests"].labels(model)
@@ -227,6 +253,10 @@ class ModelMetrics:
         counter.inc()
         self._duration.observe(duration_s)
 
+    def rejected(self, endpoint: str) -> None:
+        """The workers were too busy for a request."""
+        self._rejected.labels(endpoint, self._model).inc()
+
     def first_token(self, ttft_s: float, isl: int, cached_tokens: int | None) -> None:
         self._ttft.observe(ttft_s)
         self._input.observe(isl)
@@ -238,4 +268,4 @@ class ModelMetrics:
         self._output_total.inc(osl)
         self._output.observe(osl)
         if times is not None:
-            self._itl.add(self._model, times.counts, times.total_s)
+            self._itl.add(self._model, times)

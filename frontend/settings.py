@@ -17,6 +17,12 @@ Later = partial(Option, available=False)
 """An option of the page whose machinery is not built."""
 
 
+def check_directory(path: Path) -> None:
+    """Raises ValueError if it is not there."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder")
+
+
 def _path(name: str, endpoint: str, group: str = "") -> Option:
     # The page has the variables with _ENV; what the peer's programs read is without it.
     variables = (f"DYN_HTTP_SVC_{name}_PATH_ENV", f"DYN_HTTP_SVC_{name}_PATH")
@@ -85,24 +91,40 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
     ] = None
     namespace_prefix: Annotated[
         str | None,
-        Later(
-            "DYN_NAMESPACE_PREFIX", "Serve all namespaces that begin so. Goes before --namespace."
+        Option(
+            "DYN_NAMESPACE_PREFIX",
+            "Serve all namespaces that begin so, also those that appear later. Goes before "
+            "--namespace.",
+            use="Set it where each revision of a deployment has a namespace of its own.",
+            check=check_namespace,
         ),
     ] = None
     model_name: Annotated[
-        str | None, Later("DYN_MODEL_NAME", "Name of the model, in place of what its workers say.")
+        str | None,
+        Option(
+            "DYN_MODEL_NAME",
+            "What clients call the model, in place of what its workers say. The frontend then "
+            "serves one model: workers of another are refused.",
+            use="Set it to keep a name that clients know while the workers' is another.",
+        ),
     ] = None
     model_path: Annotated[
         Path | None,
-        Later(
-            "DYN_MODEL_PATH", "Folder with the model's files, in place of those its workers bring."
+        Option(
+            "DYN_MODEL_PATH",
+            "Folder with the model's tokenizer and chat template, in place of those its workers "
+            "bring. The frontend then serves one model: workers of another are refused.",
+            use="Set it to try another chat template, or where workers bring none.",
+            check=check_directory,
         ),
     ] = None
     kv_cache_block_size: Annotated[
         int | None,
-        Later(
+        Option(
             "DYN_KV_CACHE_BLOCK_SIZE",
-            "Tokens in a KV block, in place of what the workers say.",
+            "Tokens in a KV block, whatever the workers say: those that say another are refused.",
+            use="Set it where workers of a wrong size might register first; the size of the first "
+            "one counts otherwise.",
             unit="tokens",
             ge=1,
         ),

@@ -2,7 +2,7 @@
 
 The options of a frontend say what holds for a model that nobody has set thresholds for: they are
 appended once the model is served. What options have set, other options set anew at a later start;
-what a request to /busy_threshold has set, only another such request changes.
+what a request to /busy_threshold has set, only another such request changes, or a reset of it all.
 """
 
 import asyncio
@@ -22,6 +22,9 @@ BY_OPTIONS = "options of frontend "
 LOOK_S = 0.2
 """Between two looks for models whose thresholds are not set."""
 APPLIED_S = 0.005
+SET_MAX_S = 60.0
+"""How long options may take to be in force before they are tried again. Longer than the log may
+take for a record; a log that was lost meanwhile never comes to the record that is waited for."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,19 +73,21 @@ class LogThresholds:
         return seq
 
     async def apply_options(self, options: Thresholds, frontend: str) -> None:
-        """Set the options for every model that they apply to, until cancelled."""
+        """Set the options for every model that they apply to, until cancelled: once for each, and
+        again where a reset or the loss of the log has taken its thresholds away."""
         if not options.are_set:
             return
         await self._replica.wait_ready()
         done: set[str] = set()
         while True:
             for model in self._served():
-                if model in done:
+                if model in done and self.get(model) is not None:
                     continue
                 try:
-                    await self._set_option(model, options, frontend)
-                except LogUnavailable as error:
-                    _log.warning("thresholds of %s not written yet: %s", model, error)
+                    async with asyncio.timeout(SET_MAX_S):
+                        await self._set_option(model, options, frontend)
+                except (LogUnavailable, TimeoutError) as error:
+                    _log.warning("thresholds of %s not in force yet: %s", model, error)
                 else:
                     done.add(model)
             await asyncio.sleep(LOOK_S)

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from eventstore.options import Option
+from eventstore.settings import SettingsError
 from frontend.disaggregation import Disaggregation
 from frontend.service import Deadlines
 from router.busy import Thresholds
@@ -16,7 +17,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         bool,
         Option(
             "DYN_DECODE_FALLBACK",
-            "Prefill on a decode worker while there is no prefill worker.",
+            "Prefill on a decode worker while there is no prefill worker, and where one failed.",
             group="Disaggregated serving",
         ),
     ] = False
@@ -109,6 +110,13 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
             gt=0,
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enable_cache_control and self.router_mode != "kv":
+            # The peer takes it and does nothing: then every pin is for a worker that the next
+            # request of its prefix may not go to.
+            raise SettingsError("pinning (--enable-cache-control) needs --router-mode kv")
 
     @property
     def deadlines(self) -> Deadlines:

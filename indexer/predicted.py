@@ -25,13 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, groupby, pairwise
-from math import floor
 from typing import TypeVar
 
 from msgspec import Struct
 from xxhash import xxh3_128_intdigest
 
-from indexer.masks import match_depths
+from indexer.masks import match_depths, slots_of
 from indexer.radix import WorkerRank
 
 DEAD_LEASES_MIN = 64
@@ -100,12 +99,27 @@ class PredictedIndex:
         """How many blocks the slot holds."""
         return len(self._held[slot]) if slot < len(self._held) else 0
 
-    def match_depths(self, sequence_hashes: Sequence[int]) -> list[tuple[int, int]]:
+    def match_depths(
+        self, sequence_hashes: Sequence[int], now_ns: int | None = None
+    ) -> list[tuple[int, int]]:
         """(mask of slots, leading blocks of this prompt believed there), for depths of 1 or more.
 
-        Shape and cost as `indexer.masks.match_depths`. What is past its time counts until `expire`.
+        now_ns: what is past its time by then does not count, taken out or not; None: all that is
+        held counts. Shape and cost as `indexer.masks.match_depths`; while something is due that
+        `expire` has not taken out, some 0.1 µs more for every slot of each mask that is looked at.
         """
-        return match_depths(self._masks.get, sequence_hashes)
+        if now_ns is None or not self._timers or self._timers[0][0] > now_ns:
+            return match_depths(self._masks.get, sequence_hashes)
+        masks, held = self._masks, self._held
+
+        def lasting(block: int) -> int:
+            mask = masks.get(block, 0)
+            for slot in slots_of(mask):
+                if held[slot][block].expires_ns <= now_ns:
+                    mask ^= 1 << slot
+            return mask
+
+        return match_depths(lasting, sequence_hashes)
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -129,17 +143,18 @@ class PredictedIndex:
             self._drop(lease, self._blocks_of(lease))
         return before - self._count
 
-    def prune(self, max_blocks: int, target_ratio: float) -> int:
-        """If more than `max_blocks` pairs are held, drop down to floor(max_blocks * target_ratio).
+    def prune(self, max_blocks: int, kept_blocks: int) -> int:
+        """If more than `max_blocks` pairs are held, drop down to `kept_blocks`.
 
         The soonest to expire go first, of equals the deepest, of equals the lowest hashes. The same
         block on several slots, equal in all that, goes from all of them, and then fewer stay.
-        Returns how many pairs went. target_ratio: 0 to 1. Cost as `expire`.
+        Returns how many pairs went. kept_blocks: below 0 counts as 0, and beyond `max_blocks` as
+        that. Cost as `expire`.
         """
         before = self._count
         if before <= max_blocks:
             return 0
-        target = floor(max_blocks * target_ratio)
+        target = max(0, min(kept_blocks, max_blocks))
         while self._count > target:
             leases = [self._pop_timer()]
             while self._timers and self._timers[0][0] == leases[0].expires_ns:
@@ -152,22 +167,29 @@ class PredictedIndex:
                 self._drop_deepest(leases, excess)
         return before - self._count
 
+    def discard(self, slot: int, sequence_hashes: Sequence[int]) -> int:
+        """The slot holds none of these blocks any more; returns how many of them it held.
+
+        Taken from the middle of a chain, they leave what is below them, which then counts with
+        them (`indexer.masks.match_depths` gives upper bounds). About 0.3 µs a block.
+        """
+        held = self._held[slot] if slot < len(self._held) else {}
+        by_lease: dict[int, tuple[Lease, list[int]]] = {}
+        for block in dict.fromkeys(sequence_hashes):
+            lease = held.get(block)
+            if lease is not None:
+                by_lease.setdefault(id(lease), (lease, []))[1].append(block)
+        for lease, blocks in by_lease.values():
+            self._drop(lease, blocks)
+            self._dead += not lease.live
+            if 2 * lease.live < len(lease.hashes):
+                self._rewrite(lease)
+        self._sweep_timers()
+        return sum(len(blocks) for _, blocks in by_lease.values())
+
     def drop_slot(self, slot: int) -> int:
         """The slot holds nothing: its rank left. Returns how many blocks it held. O(those)."""
-        if not self.blocks_of_slot(slot):
-            return 0
-        held = self._held[slot]
-        blocks = list(held)
-        self._drop_holder(slot, blocks)
-        for lease in set(held.values()):
-            lease.live = 0
-            self._rewrite(lease)
-            self._dead += 1
-        held.clear()
-        self._sums[slot] = 0
-        self._count -= len(blocks)
-        self._sweep_timers()
-        return len(blocks)
+        return self.discard(slot, list(self._held[slot])) if self.blocks_of_slot(slot) else 0
 
     # --- all of it -------------------------------------------------------------------------------
 

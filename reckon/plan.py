@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from eventstore.options import declarations
-from eventstore.process_settings import AccessSettings
+from eventstore.process_settings import NAMESPACE_DEFAULT, AccessSettings
 from reckon.child import Asked, ChildSpec
 from reckon.probe import METRICS_PREFIX
 from reckon.settings import UpSettings
@@ -41,6 +41,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     @property
     def nats_url(self) -> str:
         return f"nats://{NATS_HOST}:{self.nats_port}"
+
+    @property
+    def log_options(self) -> tuple[str, ...]:
+        """With which the tools find the log."""
+        url, namespace = ("--nats-url", self.nats_url), self.settings.namespace
+        return url if namespace == NAMESPACE_DEFAULT else (*url, "--namespace", namespace)
 
     @property
     def nats_store(self) -> Path:

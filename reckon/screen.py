@@ -143,7 +143,8 @@ class Overview(Struct, frozen=True):
     """In the log when this deployment started."""
     frontend_url: str
     model: str
-    nats_url: str
+    log_options: Sequence[str]
+    """With which `reckon log …` finds this deployment's log."""
     command: str
     """How `reckon` was called."""
     victim: Place
@@ -165,7 +166,9 @@ def first_screen(overview: Overview) -> RenderableType:
         Text("Try"),
         Text(f"  {curl(overview.frontend_url, overview.model)}"),
         Text(f"  kill -9 {overview.victim.pid}    # {overview.victim.name} dies and comes back"),
-        Text(f"  {overview.command} log tail --nats-url {overview.nats_url}    # event by event"),
+        Text(
+            f"  {overview.command} log tail {shlex.join(overview.log_options)}    # event by event"
+        ),
         Text("Ctrl-C ends it; the log stays."),
     )
 

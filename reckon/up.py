@@ -178,7 +178,7 @@ class Deployment:
             messages_before=self._messages_before or 0,
             frontend_url=frontend.url,
             model=await frontend.model() or "MODEL",
-            nats_url=self._plan.nats_url,
+            log_options=self._plan.log_options,
             command=command(),
             victim=places[-1],
         )

@@ -134,8 +134,8 @@ class ActiveSequences:
         self._sum(slot)
 
     def _sum(self, slot: int) -> None:
-        relieved = (self._relief[slot] + WHOLE // 2) // WHOLE
-        self.blocks[slot] = len(self._references[slot]) + self._own[slot] - relieved
+        whole = len(self._references[slot]) + self._own[slot]
+        self.blocks[slot] = whole - _blocks_relieved(self._relief[slot])
 
     def grown(self, request_id: str, to: Growth) -> bool:
         """The request's output has grown. False if it has no booking. O(log blocks).
@@ -228,9 +228,14 @@ class ActiveSequences:
             own = sum(b.own_blocks for b in here)
             relief = sum(b.relief for b in here)
             assert (self._own[slot], self._relief[slot]) == (own, relief)
-            assert self.blocks[slot] == len(distinct) + own - (relief + WHOLE // 2) // WHOLE
+            assert self.blocks[slot] == len(distinct) + own - _blocks_relieved(relief)
             assert set(self._references[slot]) == distinct
             assert all(self._active[h] >> slot & 1 for h in distinct)
         assert all(self._active.values()), "a block that is active nowhere"
         total = sum(mask.bit_count() for mask in self._active.values())
         assert total == sum(map(len, self._references))
+
+
+def _blocks_relieved(relief: int) -> int:
+    """In whole blocks, so that what is left is rounded to the nearest, and up from the middle."""
+    return (relief + WHOLE // 2 - 1) // WHOLE

@@ -25,7 +25,7 @@ class Eligible(Struct, frozen=True):
     candidates: Candidates
     mode: RouterMode
     set_aside: int
-    """Ranks that were left out."""
+    """Ranks that were left out because they are busy or failed too often."""
 
 
 class _Limits(Struct, frozen=True):
@@ -62,10 +62,11 @@ class Admission:
         mode = self._options.mode
         left = self._not_set_aside(candidates)
         left = self._not_busy(left, request, load, state)
+        left_out = len(candidates.ranks) - len(left.ranks)
         bound = self._bound(left, candidates, request, state)
         if bound is not None:
             left, mode = bound, RouterMode.SESSION
-        return Eligible(left, mode, len(candidates.ranks) - len(left.ranks))
+        return Eligible(left, mode, left_out)
 
     def must_wait(self, request: RoutedRequest, eligible: Eligible, load: Load) -> bool:
         """Whether all of them have more prefill ahead than the queue's threshold.
@@ -135,9 +136,9 @@ class Admission:
             return None
         # While nothing is written the log's time stands still, and bindings would not end.
         now_ns = max(state.time_ns, self._now_ns())
-        rank = state.sessions.get(request.session_id, now_ns)
-        if rank is None:
-            return None
+        rank = state.session_rank(request.model, request.role, request.session_id, now_ns)
+        if rank is None or request.dp_rank not in (None, rank.dp_rank):
+            return None  # a rank that the request names goes before the session's
         bound = left.where(lambda each: each == rank)
         if bound.ranks:
             return bound

@@ -13,7 +13,7 @@ Liveness is not judged here: a worker whose lease ends leaves by the log.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -79,17 +79,13 @@ class CircuitBreaker:
             return frozenset()
         return frozenset(key for key, circuit in self._open.items() if now_s < circuit.until_s)
 
-    def allowed(self, worker_ids: Sequence[int], now_s: float) -> Sequence[int]:
-        """Those of a model's workers that may get a request.
-
-        All of them where that would be none: serving badly beats not serving, and who fails is
-        told the failure instead of a refusal.
-        """
-        if not self._open:
-            return worker_ids
-        aside = self.set_aside(now_s)
-        rest = [worker_id for worker_id in worker_ids if worker_id not in aside]
-        return rest or worker_ids
+    def spells(self, now_s: float) -> list[SetAside]:
+        """Who is set aside now, by id, and for how much longer."""
+        return [
+            SetAside(worker_id, circuit.failures, circuit.until_s - now_s)
+            for worker_id, circuit in sorted(self._open.items())
+            if now_s < circuit.until_s
+        ]
 
     def sent(self, worker_id: int, now_s: float) -> bool:
         """A request goes to the worker. Whether that is a trial: then no other may go there until

@@ -135,11 +135,13 @@ def asked_for(
     Raises NoWorkers, UnknownWorker, UnknownRank, WorkerRequired.
     """
     if not candidates.ranks:
-        raise NoWorkers(request.model)
+        raise NoWorkers(request.model, request.role)
     if request.worker_id is not None:
         named = candidates.of_worker(request.worker_id, request.dp_rank)
         if not named.ranks:
-            raise UnknownWorker(request.worker_id, request.model)
+            if request.dp_rank is not None and candidates.of_worker(request.worker_id).ranks:
+                raise UnknownRank(request.dp_rank, request.model, request.worker_id)
+            raise UnknownWorker(request.worker_id, request.model, request.role)
         return named, True
     if mode is RouterMode.DIRECT:
         raise WorkerRequired()
@@ -150,7 +152,7 @@ def asked_for(
     if request.avoid:
         candidates = candidates.where(lambda rank: rank.worker_id not in request.avoid)
         if not candidates.ranks:
-            raise NoWorkers(request.model)
+            raise NoWorkers(request.model, request.role)
     return candidates, False
 
 
@@ -172,12 +174,21 @@ def decide(
     queued_ms: float = 0.0,
     set_aside: int = 0,
 ) -> RequestRouted:
-    """Choose one of the candidates, of which there is at least one. turn: decisions made so far."""
+    """Choose one of the candidates, of which there is at least one. turn: how many have been
+    chosen in turn so far."""
     ranks, hashes = candidates.ranks, request.sequence_hashes
     decoding = request.remote_prefill
     overlaps = candidates.items_of(picture.overlaps)
     active_overlaps = candidates.items_of(picture.active_overlaps)
     load = Load(*map(candidates.items_of, picture.load))
+    # Blocks that arrive from a prefill worker are the request's own.
+    shares_blocks = not decoding and given(request.assume_kv_reuse, options.assume_kv_reuse)
+    nothing = [0] * len(ranks)
+    if not options.track_active_blocks:
+        # Whatever other frontends have booked.
+        load = load._replace(blocks=nothing)
+    if not options.track_active_blocks or not shares_blocks:
+        active_overlaps = nothing
     prompt = Prompt(request.isl, request.block_size, len(hashes))
     # A decode worker computes no prompt, so it is chosen by its load alone.
     weight = 0.0 if decoding else given(request.overlap_weight, options.overlap_weight)
@@ -193,16 +204,21 @@ def decide(
     else:
         by_cost = costs(prompt, load, overlaps, active_overlaps, weight)
 
+    recorded = None
     if mode is RouterMode.ROUND_ROBIN:
         chosen = turn % len(ranks)
     elif mode is RouterMode.RANDOM:
         chosen = rng.randrange(len(ranks))
     elif mode is RouterMode.POWER_OF_TWO:
-        chosen = power_of_two(load.requests, rng)
+        recorded = power_of_two(load.requests, rng)
+        chosen = recorded[0]
     elif mode is RouterMode.LEAST_LOADED:
         chosen = least_loaded(load.requests, rng)
+        recorded = best(load.requests, chosen)
     else:
         chosen = pick(by_cost, lambda index: picture.size_of(ranks[index]), temperature, rng)
+    if recorded is None:
+        recorded = best(by_cost, chosen)
 
     if by_time:
         tokens = load.prefill_tokens[chosen] + new_tokens[chosen]
@@ -236,20 +252,19 @@ def decide(
         overlap_weight=weight,
         temperature=temperature,
         candidate_count=len(ranks),
-        candidates=[reason(index) for index in best(by_cost, chosen)],
+        candidates=list(map(reason, recorded)),
         model=request.model,
         max_tokens=request.max_tokens,
         role=request.role,
         expected_osl=request.expected_osl,
         # A prefill worker holds the blocks for a moment only.
         books_blocks=options.track_active_blocks and request.role != "prefill",
-        # Blocks that arrive from a prefill worker are the request's own.
-        shares_blocks=not decoding and given(request.assume_kv_reuse, options.assume_kv_reuse),
+        shares_blocks=shares_blocks,
         books_prefill=not decoding,
         cost_unit="ms" if by_time else "blocks",
         queued_ms=queued_ms,
         prediction=options.prediction,
-        session=None if request.role == "prefill" else session,
+        session=session,
         set_aside=set_aside,
         predicted_blocks=max(0, overlaps[chosen] - announced),
         predicted_ms=predicted_ms,

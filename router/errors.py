@@ -2,8 +2,8 @@
 
 RouterError
 ├── NoWorkers         no live worker serves the model
-├── UnknownWorker     the caller named a worker or rank that does not serve the model
-├── UnknownRank       the caller named a rank, and no worker of the model has it
+├── UnknownWorker     the caller named a worker that does not serve the model
+├── UnknownRank       the caller named a rank that the model's workers, or the one named, lack
 ├── WorkerRequired    direct mode, and the caller named none
 ├── AllWorkersBusy    every worker of the model is above a busy threshold
 ├── QueueFull         every worker is busy with prompts, and no more requests may wait for one
@@ -24,31 +24,44 @@ class RouterError(Exception):
 
 
 class NoWorkers(RouterError):
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+    """role: of the workers that are missing."""
+
+    def __init__(self, model: str, role: str = "aggregated") -> None:
+        super().__init__(model, role)
         self.model = model
+        self.role = role
 
     def __str__(self) -> str:
-        return f"no worker serves {self.model} at the moment"
+        who = "no worker" if self.role == "aggregated" else f"no {self.role} worker"
+        return f"{who} serves {self.model} at the moment"
 
 
 class UnknownWorker(RouterError):
-    def __init__(self, worker_id: int, model: str) -> None:
-        super().__init__(worker_id, model)
+    """role: that it was named for."""
+
+    def __init__(self, worker_id: int, model: str, role: str = "aggregated") -> None:
+        super().__init__(worker_id, model, role)
         self.worker_id = worker_id
         self.model = model
+        self.role = role
 
     def __str__(self) -> str:
-        return f"worker {self.worker_id} does not serve {self.model}"
+        how = "" if self.role == "aggregated" else f" as a {self.role} worker"
+        return f"worker {self.worker_id} does not serve {self.model}{how}"
 
 
 class UnknownRank(RouterError):
-    def __init__(self, dp_rank: int, model: str) -> None:
-        super().__init__(dp_rank, model)
+    """worker_id: the worker that was named beside the rank, if one was."""
+
+    def __init__(self, dp_rank: int, model: str, worker_id: int | None = None) -> None:
+        super().__init__(dp_rank, model, worker_id)
         self.dp_rank = dp_rank
         self.model = model
+        self.worker_id = worker_id
 
     def __str__(self) -> str:
+        if self.worker_id is not None:
+            return f"worker {self.worker_id} of {self.model} has no rank {self.dp_rank}"
         return f"no worker of {self.model} has a rank {self.dp_rank}"
 
 

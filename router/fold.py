@@ -70,10 +70,22 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     missing in between, or if another record stands now where the cursor is: the log lost its end
     and grew again. The state is then unchanged.
     """
+    events, decoded = begin(state, record)
+    for event in events:
+        HANDLERS[type(event)](state, event)
+    complete(state, record, decoded)
+    return events
+
+
+def begin(state: RouterState, record: Record) -> tuple[list[AnyEvent], codec.Decoded | None]:
+    """What `apply` does before the events, which are still to be applied, in order.
+
+    Returns them, and what `complete` wants to know. Raises LogGap.
+    """
     if record.seq <= state.cursor:
         if record.seq == state.cursor and record.time_ns != state.time_ns and state.time_ns:
             raise LogGap(expected=record.seq + 1, got=record.seq)
-        return []
+        return [], None
     if record.seq != state.cursor + 1:
         raise LogGap(expected=state.cursor + 1, got=record.seq)
     decoded = codec.decode(record.data)
@@ -84,11 +96,14 @@ def apply(state: RouterState, record: Record) -> list[AnyEvent]:
     state.predicted.expire(record.time_ns)
     state.pinned.expire(record.time_ns)
     state.sessions.expire(record.time_ns)
-    for event in events:
-        HANDLERS[type(event)](state, event)
-    if decoded.unreadable:  # last: a rebase in the same batch does not tell what it was
+    return events, decoded
+
+
+def complete(state: RouterState, record: Record, decoded: codec.Decoded | None) -> None:
+    """What `apply` does after the events. decoded: as `begin` returned it."""
+    if decoded is not None and decoded.unreadable:
+        # Last: a rebase in the same batch does not tell what it was.
         _note_unreadable(state, record, decoded)
-    return events
 
 
 def _note_unreadable(state: RouterState, record: Record, decoded: codec.Decoded) -> None:
@@ -160,6 +175,10 @@ def _block_removed(state: RouterState, event: BlockRemoved) -> None:
     rank = state.rank(event.worker_id, event.dp_rank)
     if rank is not None:
         state.tree.remove(rank, event.sequence_hashes)
+        slot = state.tree.slot_of(rank)
+        for believed in (state.predicted, state.pinned):
+            if len(believed):
+                believed.discard(slot, event.sequence_hashes)
 
 
 def _cleared(state: RouterState, event: AllBlocksCleared | KvRebased) -> None:
@@ -168,16 +187,16 @@ def _cleared(state: RouterState, event: AllBlocksCleared | KvRebased) -> None:
         return
     state.tree.clear(rank)
     state.unbased.discard(rank)
+    slot = state.tree.slot_of(rank)
+    state.pinned.drop_slot(slot)  # what stays pinned is told anew
     if type(event) is AllBlocksCleared:
-        slot = state.tree.slot_of(rank)
         state.predicted.drop_slot(slot)
-        state.pinned.drop_slot(slot)
 
 
 def _prefix_pinned(state: RouterState, event: PrefixPinned) -> None:
     rank = state.rank(event.worker_id, event.dp_rank)
     if rank is not None:
-        until_ns = state.time_ns + event.ttl_s * NS_PER_S
+        until_ns = state.ends_ns(event.ttl_s * NS_PER_S)
         state.pinned.insert(state.tree.slot_of(rank), event.sequence_hashes, until_ns)
 
 

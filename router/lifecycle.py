@@ -43,6 +43,8 @@ ENDINGS: Final = (RequestCompleted, RequestFailed, RequestCancelled, RequestReje
 LIFECYCLE: Final[Mapping[tuple[Phase, type[Event]], Phase]] = {
     (Phase.ABSENT, RequestAccepted): Phase.ACCEPTED,
     (Phase.ACCEPTED, RequestQueued): Phase.QUEUED,
+    # Its worker's end was in the log before it moved on.
+    (Phase.ACCEPTED, RequestMigrated): Phase.ACCEPTED,
     (Phase.ACCEPTED, RequestRouted): Phase.PREFILL,
     (Phase.QUEUED, RequestRouted): Phase.PREFILL,
     (Phase.PREFILL, PrefillCompleted): Phase.DECODE,

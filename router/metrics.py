@@ -4,22 +4,48 @@ import time
 
 from prometheus_client import CollectorRegistry
 
-from eventstore.events import RequestRouted
+from eventstore.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    Event,
+    RequestRouted,
+)
 from eventstore.metrics import Metric, build
 from eventstore.publisher import Publisher
 from router.replica import Replica, ReplicaStatus
 from router.router import Router
 from router.snapshot_trigger import SnapshotTrigger
 from router.ticket import Timings
+from router.token_histogram import (
+    INPUT_TOKENS,
+    ITL_S,
+    OUTPUT_TOKENS,
+    TTFT_S,
+    TokenHistogram,
+    TokenTimes,
+)
 
 _FINE_MS = tuple(0.001 * 2**k for k in range(15))
 _COARSE_MS = tuple(0.01 * 3**k for k in range(17))
+_KV_EVENTS: dict[type[Event], str] = {
+    BlockStored: "stored",
+    BlockRemoved: "removed",
+    AllBlocksCleared: "cleared",
+}
 
 METRICS: tuple[Metric, ...] = (
     Metric(
         "dynamo_router_overhead_block_hashing_ms",
         "histogram",
-        "Time to hash a prompt's blocks, local and chained, in ms.",
+        "Time to hash each of a prompt's blocks, in ms.",
+        ("router_id",),
+        _FINE_MS,
+    ),
+    Metric(
+        "dynamo_router_overhead_seq_hashing_ms",
+        "histogram",
+        "Time to chain these hashes, in ms.",
         ("router_id",),
         _FINE_MS,
     ),
@@ -33,14 +59,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "dynamo_router_overhead_scheduling_ms",
         "histogram",
-        "Time to choose a rank once overlaps are known, in ms.",
+        "Time to choose a rank once overlaps are known, and to wait for one in the queue, in ms.",
         ("router_id",),
         _COARSE_MS,
     ),
     Metric(
         "dynamo_router_overhead_total_ms",
         "histogram",
-        "Time of hashing, matching and choosing together, in ms.",
+        "Time of all of these together, in ms.",
         ("router_id",),
         _COARSE_MS,
     ),
@@ -57,6 +83,68 @@ METRICS: tuple[Metric, ...] = (
         ("router_id",),
         tuple(round(0.05 * k, 2) for k in range(21)),
     ),
+    Metric(
+        "dynamo_router_time_to_first_token_seconds",
+        "histogram",
+        "From the router's taking the request on: hashing, waiting in the queue and prefill.",
+        ("router_id",),
+        TTFT_S,
+    ),
+    Metric(
+        "dynamo_router_inter_token_latency_seconds",
+        "histogram",
+        "Between two outputs, per token; counted when a request ends.",
+        ("router_id",),
+        ITL_S,
+    ),
+    Metric(
+        "dynamo_router_input_sequence_tokens",
+        "histogram",
+        "Prompt tokens, of requests that got a first token.",
+        ("router_id",),
+        INPUT_TOKENS,
+    ),
+    Metric(
+        "dynamo_router_output_sequence_tokens",
+        "histogram",
+        "Output tokens, of the same requests.",
+        ("router_id",),
+        OUTPUT_TOKENS,
+    ),
+    Metric(
+        "dynamo_component_kv_cache_events_applied",
+        "gauge",
+        "KV events applied to the index; it only grows. `status` is always ok: what can't be "
+        "applied is in reckon_anomalies_total.",
+        ("status", "event_type"),
+    ),
+    Metric(
+        "reckon_queue_wait_seconds",
+        "histogram",
+        "How long requests waited in the queue, of those that waited and were let on.",
+        ("model",),
+        TTFT_S,
+    ),
+    Metric(
+        "reckon_requests_rejected_total",
+        "counter",
+        "Requests that found no worker, by the `error.code` of the answer.",
+        ("model", "code"),
+    ),
+    Metric(
+        "reckon_deadlines_exceeded_total",
+        "counter",
+        "Times that a request took too long: first_token, inter_token or total. It failed, or went "
+        "on elsewhere.",
+        ("kind",),
+    ),
+    Metric(
+        "reckon_worker_set_aside_total",
+        "counter",
+        "Times that a worker was set aside, by the `error.code` of its last failure.",
+        ("cause",),
+    ),
+    Metric("reckon_workers_set_aside", "gauge", "Workers that are set aside now."),
     Metric("reckon_replica_cursor", "gauge", "Sequence of the last log record applied."),
     Metric("reckon_replica_head", "gauge", "Last known sequence of the log."),
     Metric("reckon_replica_lag_records", "gauge", "Records between the cursor and the head."),
@@ -78,6 +166,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("reckon_index_blocks", "gauge", "Distinct blocks in the index."),
     Metric("reckon_index_pairs", "gauge", "(block, rank) pairs in the index."),
+    Metric(
+        "reckon_predicted_pairs", "gauge", "(block, rank) pairs that are believed, not announced."
+    ),
+    Metric("reckon_pinned_pairs", "gauge", "(block, rank) pairs that workers promised to keep."),
+    Metric("reckon_sessions", "gauge", "Sessions that are bound to a rank."),
     Metric("reckon_active_requests", "gauge", "Requests in the folded state that have not ended."),
     Metric("reckon_snapshot_seq", "gauge", "Sequence of the newest usable snapshot; 0 for none."),
     Metric(
@@ -117,33 +210,65 @@ class RouterMetrics:
         publisher: Publisher,
         snapshots: SnapshotTrigger | None = None,
     ) -> None:
-        self._built = build(METRICS, registry)
+        itl = next(m for m in METRICS if m.name == "dynamo_router_inter_token_latency_seconds")
+        self._built = build([m for m in METRICS if m is not itl], registry)
+        self._itl = TokenHistogram(registry, itl)
         self._replica = replica
         self._router = router
         self._publisher = publisher
         self._snapshots = snapshots
         self._counted: dict[tuple[str, str], float] = {}
+        self._router_id = router.router_id
         histograms, router_id = self._built.histograms, router.router_id
         overhead = "dynamo_router_overhead_"
         self._hashing = histograms[overhead + "block_hashing_ms"].labels(router_id)
+        self._chaining = histograms[overhead + "seq_hashing_ms"].labels(router_id)
         self._matching = histograms[overhead + "indexer_find_matches_ms"].labels(router_id)
         self._scheduling = histograms[overhead + "scheduling_ms"].labels(router_id)
         self._total = histograms[overhead + "total_ms"].labels(router_id)
         self._hit_rate = histograms["dynamo_router_kv_hit_rate"].labels(router_id)
-        self._requests = self._built.counters["dynamo_router_requests_total"].labels(router_id)
+        self._ttft = histograms["dynamo_router_time_to_first_token_seconds"].labels(router_id)
+        self._input = histograms["dynamo_router_input_sequence_tokens"].labels(router_id)
+        self._output = histograms["dynamo_router_output_sequence_tokens"].labels(router_id)
+        self._queue_wait = histograms["reckon_queue_wait_seconds"]
+        counters = self._built.counters
+        self._requests = counters["dynamo_router_requests_total"].labels(router_id)
+        self._rejected = counters["reckon_requests_rejected_total"]
+        self._late = counters["reckon_deadlines_exceeded_total"]
 
-    def hashed(self, seconds: float) -> None:
-        """A prompt's blocks were hashed."""
-        self._hashing.observe(seconds * 1e3)
+    def hashed(self, blocks_s: float, chain_s: float) -> None:
+        """A prompt's blocks were hashed, and the hashes chained."""
+        self._hashing.observe(blocks_s * 1e3)
+        self._chaining.observe(chain_s * 1e3)
 
-    def routed(self, timings: Timings, routed: RequestRouted) -> None:
-        """One decision."""
+    def routed(self, timings: Timings, routed: RequestRouted, hashing_s: float = 0.0) -> None:
+        """One decision. hashing_s: what was spent before it on hashing the prompt for it."""
         self._requests.inc()
         self._matching.observe(timings.find_matches_s * 1e3)
         self._scheduling.observe((timings.scheduling_s + timings.queued_s) * 1e3)
-        self._total.observe(timings.total_s * 1e3)
+        self._total.observe((hashing_s + timings.total_s) * 1e3)
+        if timings.queued_s:
+            self._queue_wait.labels(routed.model).observe(timings.queued_s)
         if routed.sequence_hashes:
             self._hit_rate.observe(routed.overlap_blocks / len(routed.sequence_hashes))
+
+    def first_token(self, ttft_s: float, isl: int) -> None:
+        """A request got its first token, `ttft_s` after it was taken on."""
+        self._ttft.observe(ttft_s)
+        self._input.observe(isl)
+
+    def output_ended(self, osl: int, times: TokenTimes) -> None:
+        """A request that got a first token has ended, in whatever way."""
+        self._output.observe(osl)
+        self._itl.add(self._router_id, times)
+
+    def rejected(self, model: str, code: str) -> None:
+        """A request found no worker. model: a served one."""
+        self._rejected.labels(model, code).inc()
+
+    def deadline_exceeded(self, kind: str) -> None:
+        """A request took longer than a limit, once or again."""
+        self._late.labels(kind).inc()
 
     def collect(self) -> None:
         """Bring gauges and counters up to date; called once a scrape."""
@@ -158,6 +283,15 @@ class RouterMetrics:
         gauges["reckon_replica_digest"].labels(status.digest).set(status.cursor)
         gauges["reckon_index_blocks"].set(state.tree.block_count)
         gauges["reckon_index_pairs"].set(state.tree.pair_count)
+        gauges["reckon_predicted_pairs"].set(len(state.predicted))
+        gauges["reckon_pinned_pairs"].set(len(state.pinned))
+        gauges["reckon_sessions"].set(len(state.sessions))
+        applied = gauges["dynamo_component_kv_cache_events_applied"]
+        for event, name in _KV_EVENTS.items():
+            applied.labels("ok", name).set(self._replica.applied[event])
+        gauges["reckon_workers_set_aside"].set(len(self._router.workers_set_aside()))
+        for cause, count in self._router.set_aside.items():
+            self._advance("reckon_worker_set_aside_total", cause, count)
         gauges["reckon_active_requests"].set(len(state.requests))
         gauges["reckon_overlay_bookings"].set(self._router.overlay_bookings)
         gauges["reckon_log_buffered_events"].set(self._publisher.buffered)
@@ -169,7 +303,6 @@ class RouterMetrics:
             self._advance("reckon_events_applied_total", tag, count)
         for kind in state.anomalies.__struct_fields__:
             self._advance("reckon_anomalies_total", kind, getattr(state.anomalies, kind))
-
         self._collect_snapshots(status)
 
     def _collect_snapshots(self, status: ReplicaStatus) -> None:

@@ -2,15 +2,20 @@
 
 One queue for each model and role. Whether there is room is looked at whenever load has changed, and
 who is released is decided for anew: what was cached where when it came may not be so any more.
+
+All requests of a queue may go to the same ranks, so that the first stands in nobody's way who could
+go elsewhere. A request with fewer ranks to choose from than the others never waits: one that names
+its rank or is bound to it, and one that moves on, away from the workers that have failed it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventstore.events import RequestQueued
 from router.admission import Eligible
 from router.decision import RoutedRequest
-from router.errors import QueueTimeout, RouterError
+from router.errors import AllWorkersBusy, QueueFull, QueueTimeout, RouterError
 from router.queue import ParkedRequest, RequestQueue
 from router.selection import Load, RouterMode
 from router.ticket import Ticket, Timings, Waiting
@@ -31,6 +36,9 @@ class Parking:
     def __init__(self, router: "Router", clock: Callable[[], float]) -> None:
         self.queues: dict[tuple[str, str], RequestQueue] = {}
         """By (model, role)."""
+        self.refused = Counter[tuple[str, str, str]]()
+        """Requests that reached a bound of a queue, by model, role and bound: `request_limit` or
+        `wait_limit`."""
         self._router = router
         self._clock = clock
         self._releasing = False
@@ -49,10 +57,11 @@ class Parking:
     ) -> bool:
         """Park the request if it must wait: for room, or behind who came before it.
 
-        A request without a choice never waits: whoever named its rank knows better. Raises
-        QueueFull.
+        Raises QueueFull.
         """
         if eligible.mode in (RouterMode.DIRECT, RouterMode.SESSION):
+            return False
+        if request.avoid or request.dp_rank is not None:
             return False
         queue = self.queues.get((request.model, request.role))
         waits = self._router.must_wait(request, eligible, load)
@@ -77,8 +86,12 @@ class Parking:
                 wait_max_s=options.queue_wait_max_secs,
             )
         depth = len(queue)
-        queue.push(parked)
-        queued = RequestQueued(
+        try:
+            queue.push(parked)
+        except QueueFull:
+            self.refused[request.model, request.role, "request_limit"] += 1
+            raise
+        ticket.queued = RequestQueued(
             request.request_id,
             request.priority,
             request.role,
@@ -86,7 +99,7 @@ class Parking:
             parked.uncached_tokens,
             depth,
         )
-        self._router.publish(queued)
+        self._router.publish(ticket.queued)
         return True
 
     def _uncached(self, request: RoutedRequest, eligible: Eligible) -> int:
@@ -112,8 +125,8 @@ class Parking:
             return
         self._releasing = True
         try:
-            for queue in list(self.queues.values()):
-                for waiting, outcome in self._released(queue):
+            for key, queue in list(self.queues.items()):
+                for waiting, outcome in self._released(key, queue):
                     if isinstance(outcome, RouterError):
                         waiting.refused(outcome)
                     else:
@@ -121,26 +134,30 @@ class Parking:
         finally:
             self._releasing = False
 
-    def _released(self, queue: RequestQueue) -> Iterator[tuple[Waiting, Timings | RouterError]]:
+    def _released(
+        self, key: tuple[str, str], queue: RequestQueue
+    ) -> Iterator[tuple[Waiting, Timings | RouterError]]:
         router, now_s = self._router, self._clock()
         for late in queue.expired(now_s):
+            self.refused[*key, "wait_limit"] += 1
             yield _token(late).waiting, QueueTimeout(now_s - late.arrived_s)
         while len(queue):
             parked = queue.peek(now_s)
             ticket, request, waiting = _token(parked)
             try:
                 eligible, load = router.eligible(request)
-                if router.must_wait(request, eligible, load):
-                    return
-                queue.remove(request.request_id)
-                timings = router.decide(
-                    ticket, request, eligible, load, self._clock(), now_s - parked.arrived_s
-                )
+            except AllWorkersBusy:
+                return  # it was let in before they were, and its wait has an end
             except RouterError as error:
                 queue.remove(request.request_id)
                 yield waiting, error
-            else:
-                yield waiting, timings
+                continue
+            if router.must_wait(request, eligible, load):
+                return
+            queue.pop(now_s)
+            started_s = self._clock()
+            waited_s = started_s - parked.arrived_s
+            yield waiting, router.decide(ticket, request, eligible, load, started_s, waited_s)
 
 
 def _token(parked: ParkedRequest) -> _Token:

@@ -56,18 +56,27 @@ class Reconciler:
         self._missing, self._ghosts = missing, ghosts
         self._published_then = publisher.published
 
+    def rebook(self) -> None:
+        """The state has forgotten, or is another one: count the live requests that it does not know
+        until it does, so that busy ranks do not look idle meanwhile."""
+        for ticket in self._router.tickets.values():
+            self._book(ticket)
+
     def _announce(self, ticket: Ticket) -> None:
         """Write again what has been written of a live request, and book it until it is read."""
-        local = self._router.local
         self._publisher.publish(self._router.accepted(ticket.request))
         for fact in ticket.facts():
             self._publisher.publish(fact)
+        self._book(ticket)
+        self.corrections["announced"] += 1
+
+    def _book(self, ticket: Ticket) -> None:
+        local, folded = self._router.local, self._replica.state.active
         for booking_id, routed in (
             (ticket.request_id, ticket.routed),
             (hop_id(ticket.request_id), ticket.hop),
         ):
-            if routed is not None and booking_id not in local:
+            if routed is not None and booking_id not in local and booking_id not in folded:
                 local.book(booking_id, routed)
         if ticket.routed is not None and not ticket.is_prefilling:
             local.prefill_completed(ticket.request_id)
-        self.corrections["announced"] += 1

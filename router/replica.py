@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -18,10 +18,12 @@ from msgspec import Struct
 from eventstore.errors import LogGap, LogUnavailable
 from eventstore.events import AnyEvent, Event
 from eventstore.log import EventLog, Extent, Following, Record
+from eventstore.relayed import WAITING_BYTES_MAX, FollowsApart, RelayedFollowing, RelayFailed
 from router.fold import apply
 from router.loading import LoadReport, SnapshotLoader
 from router.progress import Progress
 from router.state import RouterState
+from router.steps import applying
 
 HEAD_POLL_S = 1.0
 RETRY_MAX_S = 5.0
@@ -40,6 +42,17 @@ class ReplicaPhase(StrEnum):
     """Ready, but serving from the state at hand: the log can't be reached, or is another one."""
 
 
+class EventPipeline(Struct, frozen=True):
+    """How the records come to a replica. process: the pid of the one that receives them; None while
+    there is none, and always with `threads` 1: then the event loop receives them itself.
+    waiting_bytes, waiting_bytes_max: received by the loop from that process and not applied yet."""
+
+    threads: int
+    process: int | None
+    waiting_bytes: int
+    waiting_bytes_max: int = WAITING_BYTES_MAX
+
+
 class ReplicaStatus(Struct, frozen=True):
     """Where a replica stands. `lag_s`: age of the last applied record while behind, else 0.
     `snapshot`: what the last start found; None if it looks for none."""
@@ -52,6 +65,7 @@ class ReplicaStatus(Struct, frozen=True):
     lag_s: float
     digest: str
     snapshot: LoadReport | None = None
+    events: EventPipeline | None = None
 
 
 class Replica:
@@ -65,10 +79,15 @@ class Replica:
         restarted: Callable[[], None] = lambda: None,
         snapshots: SnapshotLoader | None = None,
         jitter: Callable[[], float] = random.random,
+        event_threads: int = 1,
     ) -> None:
         """now_ns: UTC nanoseconds, for the lag only. restarted: the state is another one.
         snapshots: where a start looks for one; None: it reads all that the log holds.
-        jitter: uniform in [0, 1), for retries."""
+        jitter: uniform in [0, 1), for retries.
+        event_threads: 1 receives and applies on the event loop. With more, a process of its own
+        receives, where the log can be followed so, and the loop only applies: threads would share
+        one interpreter lock with it, and more processes have nothing to do in one order of events.
+        """
         self.state = RouterState()
         """What decisions are made from."""
         self._building: RouterState | None = None
@@ -81,6 +100,9 @@ class Replica:
         self._restarted = restarted
         self._snapshots = snapshots
         self._jitter = jitter
+        self._unfinished: Iterator[None] = iter(())
+        """Steps that are left of the record that is being applied."""
+        self._event_threads = event_threads
         self._head = 0
         self._identity: str | None = None
         self._following: Following | None = None
@@ -106,6 +128,7 @@ class Replica:
         await self._ready.wait()
 
     def status(self) -> ReplicaStatus:
+        self._finish_record()  # a digest belongs to whole records
         cursor, head = self.state.cursor, self.head
         lag_s = 0.0 if head <= cursor else max(0, self._now_ns() - self.state.time_ns) / 1e9
         why = self._trouble
@@ -119,8 +142,24 @@ class Replica:
             phase = ReplicaPhase.READY if why is None else ReplicaPhase.DEGRADED
         report = None if self._snapshots is None else self._snapshots.report
         return ReplicaStatus(
-            phase, why, cursor, head, head - cursor, lag_s, self.state.digest(), report
+            phase,
+            why,
+            cursor,
+            head,
+            head - cursor,
+            lag_s,
+            self.state.digest(),
+            report,
+            self.events,
         )
+
+    @property
+    def events(self) -> EventPipeline:
+        """How the records come."""
+        following = self._following
+        if not isinstance(following, RelayedFollowing):
+            return EventPipeline(self._event_threads, None, 0)
+        return EventPipeline(self._event_threads, following.pid, following.waiting_bytes)
 
     def applied_by_tag(self) -> dict[str, int]:
         return {str(kind.__struct_config__.tag): n for kind, n in self.applied.items()}
@@ -156,7 +195,7 @@ class Replica:
             self._target = extent.last_seq
         self._trouble = None
         self._check_ready()
-        following = self._following = await self._log.follow(self._folded.follow_from, self._handle)
+        following = self._following = await self._follow()
         try:
             await following.wait()
             if self._rewound:
@@ -164,6 +203,16 @@ class Replica:
                 raise LogGap(self._folded.cursor + 1, self._head + 1)
         finally:
             await following.close()
+
+    async def _follow(self) -> Following:
+        start_seq = self._folded.follow_from
+        if self._event_threads > 1 and isinstance(self._log, FollowsApart):
+            try:
+                return await self._log.follow_apart(start_seq, self._handle_in_steps)
+            except RelayFailed as failed:
+                _log.warning("events are received on the event loop: %s", failed)
+                start_seq = self._folded.follow_from
+        return await self._log.follow(start_seq, self._handle)
 
     async def _begin(self, first_seq: int) -> None:
         """Take the state of the newest usable snapshot; without one, begin where the log does."""
@@ -187,7 +236,22 @@ class Replica:
         self._restarted()
 
     def _handle(self, record: Record) -> None:
-        events = apply(self._folded, record)
+        self._applied(apply(self._folded, record))
+
+    def _handle_in_steps(self, record: Record) -> Iterator[None]:
+        self._unfinished = steps = self._steps(record)
+        return steps
+
+    def _steps(self, record: Record) -> Generator[None, None, None]:
+        events = yield from applying(self._folded, record)
+        self._unfinished = iter(())
+        self._applied(events)
+
+    def _finish_record(self) -> None:
+        for _ in self._unfinished:
+            pass
+
+    def _applied(self, events: list[AnyEvent]) -> None:
         for event in events:
             self.applied[type(event)] += 1
         if self._building is None:

@@ -17,10 +17,19 @@ from eventstore.events import (
     RequestRejected,
     RequestRouted,
 )
+from indexer.radix import WorkerRank
 from router.active import ActiveSequences, growth
 from router.cost import observe
 from router.lifecycle import Phase, next_phase
-from router.state import NS_PER_MS, LiveRequest, RouterState, hop_id, new_model
+from router.state import (
+    NS_PER_MS,
+    LiveRequest,
+    RouterState,
+    SessionUse,
+    hop_id,
+    new_model,
+    session_key,
+)
 
 
 def _advance(state: RouterState, request_id: str, event: type[Event]) -> LiveRequest | None:
@@ -66,12 +75,14 @@ def routed(state: RouterState, event: RequestRouted) -> None:
     book(state.active, booking_id, slot, event, state.workers[event.worker_id].block_size)
     prediction, session = event.prediction, event.session
     if prediction is not None:
-        until_ns = state.time_ns + prediction.ttl_ms * NS_PER_MS
+        until_ns = state.ends_ns(prediction.ttl_ms * NS_PER_MS)
         state.predicted.insert(slot, event.sequence_hashes, until_ns)
         state.predicted.prune(prediction.blocks_max, prediction.blocks_kept)
     if session is not None:
-        until_ns = state.time_ns + session.ttl_ms * NS_PER_MS
-        state.sessions.bind(session.session_id, rank, until_ns)
+        key = session_key(event.model, event.role, session.session_id)
+        others = tuple(use for use in live.sessions if use.key != key)
+        live.sessions = (*others, SessionUse(key, *rank, session.ttl_ms))
+        state.sessions.bind(key, rank, state.ends_ns(session.ttl_ms * NS_PER_MS))
 
 
 def book(
@@ -164,5 +175,18 @@ def ended(
     state: RouterState,
     event: RequestCompleted | RequestFailed | RequestCancelled | RequestRejected,
 ) -> None:
-    if _advance(state, event.request_id, type(event)) is not None:
-        forget_request(state, event.request_id)
+    live = _advance(state, event.request_id, type(event))
+    if live is None:
+        return
+    for use in live.sessions:
+        _rest(state, use)
+    forget_request(state, event.request_id)
+
+
+def _rest(state: RouterState, use: SessionUse) -> None:
+    """A session is idle from here on, if it has not moved on to another rank meanwhile."""
+    rank = WorkerRank(use.worker_id, use.dp_rank)
+    if not state.is_registered(*rank):
+        return
+    if state.sessions.get(use.key, state.time_ns) in (None, rank):
+        state.sessions.bind(use.key, rank, state.ends_ns(use.ttl_ms * NS_PER_MS))

@@ -9,12 +9,19 @@ A decision is made once, by one replica, and appended with its reasons.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 from eventstore.events import (
     AnyEvent,
+    PrefillCompleted,
+    PrefillHopEnded,
     RequestAccepted,
+    RequestCancelled,
+    RequestCompleted,
+    RequestFailed,
+    RequestMigrated,
+    RequestRejected,
     RequestRouted,
     StateReset,
     WorkerRemoved,
@@ -22,9 +29,11 @@ from eventstore.events import (
 )
 from eventstore.publisher import Publisher
 from eventstore.subjects import hex_id
+from indexer.radix import WorkerRank
 from router import decision
 from router.admission import Admission, Eligible
 from router.candidates import Candidates, Serving
+from router.circuit import SetAside
 from router.decision import Picture, RoutedRequest, RouterOptions
 from router.errors import LogBacklogFull, ReplicaNotReady
 from router.local_load import LocalLoad
@@ -35,6 +44,15 @@ from router.selection import Load, RouterMode, depth_by_slot
 from router.state import hop_id
 from router.ticket import Ticket, Timings, Waiting
 
+PREFILL_OVER = (
+    PrefillCompleted,
+    PrefillHopEnded,
+    RequestMigrated,
+    RequestCompleted,
+    RequestFailed,
+    RequestCancelled,
+    RequestRejected,
+)
 EVENTS_PER_REQUEST = 7
 """accepted, queued, two choices, the end of a hop, prefill_completed, and one ending: what a live
 request may still write. Migrations and growth ask for room first."""
@@ -61,8 +79,8 @@ class Router:
         """The live requests. For looking at."""
         self.parking = Parking(self, clock)
         """The requests that wait. For looking at."""
-        self.set_aside = Counter[int]()
-        """How often each worker has been set aside."""
+        self.set_aside = Counter[str]()
+        """How often workers have been set aside, by the code of the last failure."""
         self._replica = replica
         self._publisher = publisher
         self._frontend_id = frontend_id
@@ -125,11 +143,15 @@ class Router:
         """A request failed at the worker for a reason of the worker's."""
         aside = self._admission.circuit.failure(worker_id, self._clock())
         if aside is not None:
-            self.set_aside[worker_id] += 1
+            self.set_aside[cause] += 1
             if self.has_room(1):
                 self._publisher.publish(
                     WorkerSetAside(self._frontend_id, worker_id, aside.failures, aside.for_s, cause)
                 )
+
+    def workers_set_aside(self) -> list[SetAside]:
+        """Those that get no requests now, by id, and for how much longer."""
+        return self._admission.circuit.spells(self._clock())
 
     def worker_succeeded(self, worker_id: int) -> None:
         """A request got its first token from the worker."""
@@ -144,15 +166,26 @@ class Router:
             if kind is RequestRouted:
                 assert isinstance(event, RequestRouted)
                 prefill = event.role == "prefill"
-                self.local.folded(hop_id(event.request_id) if prefill else event.request_id)
-            elif kind is WorkerRemoved or kind is StateReset:
+                booking_id = hop_id(event.request_id) if prefill else event.request_id
+                self.local.folded(booking_id, event)
+            elif kind is WorkerRemoved:
                 self.local.rebuild()
+            elif kind is StateReset:
+                self.local.rebuild()
+                self._reconciler.rebook()
+            elif kind in PREFILL_OVER:
+                assert isinstance(event, PREFILL_OVER)
+                if kind is not PrefillHopEnded:
+                    self.local.told(event.request_id)
+                if kind is not PrefillCompleted:
+                    self.local.told(hop_id(event.request_id))
         self.release()
 
     def state_restarted(self) -> None:
         """The replica's state was thrown away, and slots have a new meaning."""
         self._serving.forget()
         self.local.rebuild()
+        self._reconciler.rebook()
 
     # --- a request --------------------------------------------------------------------------------
 
@@ -266,7 +299,8 @@ class Router:
         routed, matched_s = self._decision(
             request, ticket.attempt, eligible, load, started_s, queued_s
         )
-        self._turns[request.model, request.role] += 1
+        if eligible.mode is RouterMode.ROUND_ROBIN:
+            self._turns[request.model, request.role] += 1
         self._admission.circuit.sent(routed.worker_id, self._clock())
         ticket.place(routed)
         return Timings(matched_s, self._clock() - started_s - matched_s, queued_s)
@@ -291,7 +325,7 @@ class Router:
             announced=announced,
             active_overlaps=self.local.active_overlaps(hashes, slot_count),
             load=load,
-            size_of=state.tree.blocks_of,
+            size_of=self._size_of,
             model_of=state.prefill_model,
         )
         routed = decision.decide(
@@ -317,10 +351,27 @@ class Router:
         slot_count = len(state.active.blocks)
         found = state.tree.match_depths(hashes) if self.options.kv_events else []
         announced = overlaps = depth_by_slot(found, slot_count)
-        for index in (state.predicted, state.pinned):
-            # Beside KV events, other frontends' beliefs count only if this one believes too.
-            if len(index) and (index is state.pinned or self.options.prediction is not None):
-                more = index.match_depths(hashes)
-                if more:
-                    overlaps = list(map(max, overlaps, depth_by_slot(more, slot_count)))
+        for more in self._believed(hashes):
+            if more:
+                overlaps = list(map(max, overlaps, depth_by_slot(more, slot_count)))
         return announced, overlaps
+
+    def _believed(self, hashes: list[int]) -> Iterator[list[tuple[int, int]]]:
+        """As `match_depths` has it: by pins, by predictions in the log and by those ahead of it."""
+        state = self._replica.state
+        # While nothing is written the log's time stands still, and beliefs would not end.
+        now_ns = max(state.time_ns, self._now_ns())
+        if len(state.pinned):
+            yield state.pinned.match_depths(hashes, now_ns)
+        # Beside KV events, other frontends' predictions count only if this one predicts too.
+        if self.options.prediction is not None:
+            if len(state.predicted):
+                yield state.predicted.match_depths(hashes, now_ns)
+            yield self.local.predicted_depths(hashes)
+
+    def _size_of(self, rank: WorkerRank) -> int:
+        """Blocks that the rank holds, by whatever tells what is cached where."""
+        state = self._replica.state
+        if self.options.kv_events:
+            return state.tree.blocks_of(rank)
+        return state.predicted.blocks_of_slot(state.tree.slot_of(rank))

@@ -96,12 +96,13 @@ def costs(
     ]
 
 
-def power_of_two(requests: Sequence[int], rng: Random) -> int:
-    """Index of the candidate with fewer requests of two that are drawn; of equals the first."""
+def power_of_two(requests: Sequence[int], rng: Random) -> list[int]:
+    """Indices of two candidates that are drawn, the one with fewer requests first; of equals the
+    one drawn first. One index where there is one candidate."""
     if len(requests) == 1:
-        return 0
+        return [0]
     first, second = rng.sample(range(len(requests)), 2)
-    return second if requests[second] < requests[first] else first
+    return [second, first] if requests[second] < requests[first] else [first, second]
 
 
 def least_loaded(requests: Sequence[int], rng: Random) -> int:
@@ -120,7 +121,8 @@ def pick(
 
     temperature 0: the lowest cost; of equals the one with the fewest cached blocks; of those a
     random one. Above: a draw with p ∝ exp(-cost / (range * temperature)), so that the scale of the
-    costs does not matter. ValueError for no candidates.
+    costs does not matter. Any temperature above 0 will do, also one so small that only the lowest
+    is left. ValueError for no candidates.
     """
     if not costs_by_index:
         raise ValueError("nothing to choose from")
@@ -136,8 +138,9 @@ def pick(
     spread = max(costs_by_index) - lowest
     if spread == 0:
         return rng.randrange(len(costs_by_index))
-    scale = 1 / (spread * temperature)
-    weights = [math.exp((lowest - cost) * scale) for cost in costs_by_index]
+    # In this order no intermediate value is 0 or infinite that must not be: the share of the range
+    # is in 0 … 1, and at worst its quotient is minus infinity, whose exponential is 0.
+    weights = [math.exp((lowest - cost) / spread / temperature) for cost in costs_by_index]
     return rng.choices(range(len(weights)), weights)[0]
 
 

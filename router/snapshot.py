@@ -24,7 +24,15 @@ from router.active import Booking
 from router.affinity import SessionEntry
 from router.cost import PrefillModel
 from router.lifecycle import Phase
-from router.state import Anomalies, LiveRequest, Producer, RouterState, Setting, hop_id
+from router.state import (
+    Anomalies,
+    LiveRequest,
+    Producer,
+    RouterState,
+    SessionUse,
+    Setting,
+    hop_id,
+)
 
 PAIRS_PER_STEP = 2048
 """(block, rank) pairs, or blocks of bookings, that are restored in a step: 1 to 2 ms."""
@@ -81,6 +89,7 @@ class _Live(Struct, frozen=True, array_like=True, gc=False):
     tokens_ahead: int
     booked: _Booked | None = None
     hop: _Booked | None = None
+    sessions: tuple[SessionUse, ...] = ()
 
 
 class _Sessions(Struct, frozen=True, array_like=True, tag=3):
@@ -193,7 +202,7 @@ def _request_parts(state: RouterState, ranks: list[WorkerRank]) -> Iterator[_Req
     room = PAIRS_PER_STEP
     for request_id in sorted(state.requests):
         request = state.requests[request_id]
-        bookings = [state.active.get(key) for key in (request_id, hop_id(request_id))]
+        booking, hop = state.active.get(request_id), state.active.get(hop_id(request_id))
         each = _Live(
             request_id,
             request.phase,
@@ -202,10 +211,12 @@ def _request_parts(state: RouterState, ranks: list[WorkerRank]) -> Iterator[_Req
             request.isl,
             request.expected_osl,
             request.tokens_ahead,
-            *(_booked(booking, place_of) for booking in bookings),
+            _booked(booking, place_of),
+            _booked(hop, place_of),
+            request.sessions,
         )
         live.append(each)
-        room -= 1 + sum(len(booking.sequence_hashes) for booking in bookings if booking)
+        room -= 1 + sum(len(each.sequence_hashes) for each in (booking, hop) if each is not None)
         if room <= 0:
             yield _Requests(live)
             live, room = [], PAIRS_PER_STEP
@@ -347,6 +358,7 @@ def _restore_request(state: RouterState, ranks: list[WorkerRank], live: _Live) -
         isl=live.isl,
         expected_osl=live.expected_osl,
         tokens_ahead=live.tokens_ahead,
+        sessions=live.sessions,
     )
     if live.booked is not None:
         request.slot = state.tree.slot_of(ranks[live.booked.place])

@@ -39,7 +39,7 @@ from eventstore.snapshots import (
     unusable,
 )
 from router.loading import SnapshotLoader
-from router.refold import fold_to
+from router.refold import fold_over_holes, fold_to
 from router.snapshot import restored, snapshot_of
 from router.state import RouterState
 
@@ -165,7 +165,8 @@ class SnapshotTaker:
         """Take a snapshot of the log as it is now.
 
         holder: who takes it; a name of its own for each run. due: do it only if it is due; None:
-        whenever there are new records. accept_loss: also if the log's beginning is lost.
+        whenever there are new records. accept_loss: also if records are lost, at the
+        log's beginning or in its middle.
         Raises ClaimTaken, ClaimLost, HistoryLost, LogGap, LogUnavailable, and BadSnapshot if what
         is read back is not what was written; nothing is removed then.
         """
@@ -232,7 +233,12 @@ class SnapshotTaker:
             claim.check()
             self._progress(state.cursor, extent.last_seq)
 
-        await fold_to(self._log, state, extent.last_seq, every=every)
+        if accept_loss:
+            holes = await fold_over_holes(self._log, state, extent.last_seq, every=every)
+            if holes:
+                from_seq = holes[-1].got
+        else:
+            await fold_to(self._log, state, extent.last_seq, every=every)
         self._reached(Step.FOLDED)
         data = await self._offload(
             lambda: snapshot_of(

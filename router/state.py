@@ -7,6 +7,7 @@ and holds nothing that does not follow from the records up to `cursor`.
 import functools
 import hashlib
 from collections import OrderedDict
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,7 @@ from router.lifecycle import Phase
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
+TIME_MAX_NS = 2**63 - 1
 
 PRODUCERS_MAX = 4096
 """Producers remembered for deduplication; beyond, the one unheard for longest is forgotten."""
@@ -33,6 +35,16 @@ class Producer(Struct, gc=False):
 
     epoch: int
     next: int
+
+
+class SessionUse(NamedTuple):
+    """A request of a session is running on a rank; the session is not idle until it ends."""
+
+    key: str
+    """As `session_key` makes it."""
+    worker_id: int
+    dp_rank: int
+    ttl_ms: int
 
 
 class LiveRequest(Struct, gc=False):
@@ -49,6 +61,8 @@ class LiveRequest(Struct, gc=False):
     expected_osl: int | None = None
     tokens_ahead: int = 0
     """Prefill tokens that the chosen rank had to compute before this request's own."""
+    sessions: tuple[SessionUse, ...] = ()
+    """One for each role that serves it, the last choice of each."""
 
 
 class Setting(Struct, frozen=True, array_like=True):
@@ -84,6 +98,12 @@ def new_model(max_num_batched_tokens: int | None) -> PrefillModel:
     if max_num_batched_tokens is None or max_num_batched_tokens < 1:
         return PrefillModel()
     return PrefillModel(batch_tokens=max_num_batched_tokens)
+
+
+def session_key(model: str, role: str, session_id: str) -> str:
+    """The key of a session's binding: each model it talks to has its own, and each of the roles
+    that serve one request there."""
+    return f"{role}\x00{model}\x00{session_id}"
 
 
 def hop_id(request_id: str) -> str:
@@ -141,6 +161,17 @@ class RouterState:
         learned = self.prefill_models.get(worker.worker_id)
         return prior_model(worker.max_num_batched_tokens) if learned is None else learned
 
+    def session_rank(
+        self, model: str, role: str, session_id: str, now_ns: int
+    ) -> WorkerRank | None:
+        """The rank that a session of the model is bound to at `now_ns`, if any."""
+        return self.sessions.get(session_key(model, role, session_id), now_ns)
+
+    def ends_ns(self, after_ns: int) -> int:
+        """When something ends that lasts `after_ns` from the last record's time on; an i64,
+        whatever the log says."""
+        return max(0, min(self.time_ns + after_ns, TIME_MAX_NS))
+
     def is_registered(self, worker_id: int, dp_rank: int) -> bool:
         worker = self.workers.get(worker_id)
         return worker is not None and 0 <= dp_rank - worker.dp_start < worker.dp_size
@@ -181,7 +212,7 @@ class RouterState:
             hopped = None
             if live.prefill_slot >= 0 and hop is not None:
                 hopped = (*rank_of[hop.slot], hop.prefill_tokens, hop.own_blocks)
-            facts = (live.isl, live.expected_osl, live.tokens_ahead)
+            facts = (live.isl, live.expected_osl, live.tokens_ahead, live.sessions)
             phase = (live.phase, live.frontend_id, live.attempt)
             requests.append((request_id, *phase, *facts, booked, hopped))
         parts = (
@@ -210,6 +241,7 @@ class RouterState:
         assert self.unbased <= registered
         self.predicted.check()
         self.pinned.check()
+        self.sessions.check()
         assert self.prefill_models.keys() <= self.workers.keys()
         for request_id, live in self.requests.items():
             booking = self.active.get(request_id)

@@ -14,6 +14,7 @@ from eventstore.events import (
     RequestCompleted,
     RequestFailed,
     RequestMigrated,
+    RequestQueued,
     RequestRejected,
     RequestRouted,
 )
@@ -59,6 +60,8 @@ class Ticket:
         """Where the request is booked now, but for its hop."""
         self.hop: RequestRouted | None = None
         """The prefill worker's booking, while there is one."""
+        self.queued: RequestQueued | None = None
+        """What was written when it was parked, while it waits."""
         self.is_prefilling = False
         self.cached_tokens: int | None = None
         self.osl = 0
@@ -99,6 +102,7 @@ class Ticket:
     def place(self, routed: RequestRouted) -> None:
         """The router has chosen: book it and record it."""
         router = self._router
+        self.queued = None
         if routed.role == "prefill":
             self.hop = routed
             router.local.book(hop_id(self.request_id), routed)
@@ -196,6 +200,8 @@ class Ticket:
     def facts(self) -> list[AnyEvent]:
         """What has been written of the request so far and still holds."""
         facts: list[AnyEvent] = []
+        if self.queued is not None:
+            facts.append(self.queued)
         if self.hop is not None:
             facts.append(self.hop)
         if self.routed is not None:

@@ -27,7 +27,7 @@ from eventstore.snapshots import (
 )
 from eventstore.subjects import CONTROL_PRODUCER, subject
 from router.fold import apply
-from router.refold import fold_to
+from router.refold import fold_over_holes
 from router.snapshot import restored, restoring, run_through
 from router.snapshot_steps import Outcome, SnapshotTaker
 from router.snapshotter import holder_name, in_thread
@@ -111,13 +111,14 @@ async def verify(
     extent = await log.extent()
     verdict = Verdict(extent.first_seq, extent.last_seq)
     state = RouterState() if extent.first_seq == 1 else None
+    whole = state is not None
     begun_from = BEGINNING
     for stop in (*await _usable(store, extent, verdict), None):
         end_seq = extent.last_seq if stop is None else stop.seq
         if state is not None and not await _fold(log, state, end_seq, verdict, progress):
-            state = None
+            whole = False
         there = None if stop is None else await _restored(log, store, stop, extent, verdict)
-        if state is not None:
+        if state is not None and whole:
             verdict.note_stretch(
                 Stretch(
                     begun_from=begun_from,
@@ -128,8 +129,8 @@ async def verify(
                 )
             )
         if there is not None and stop is not None:
-            state, begun_from = there, stop.name
-    verdict.conclude(state)
+            state, whole, begun_from = there, True, stop.name
+    verdict.conclude(state if whole else None)
     return verdict
 
 
@@ -147,7 +148,7 @@ async def _usable(store: SnapshotStore, extent: Extent, verdict: Verdict) -> lis
 async def _fold(
     log: EventLog, state: RouterState, end_seq: int, verdict: Verdict, progress: Progress
 ) -> bool:
-    """Whether no record was missing."""
+    """Whether no record was missing. Those that follow a hole are read all the same."""
     unreadable = state.anomalies.unreadable
 
     def applied(record: Record, events: list[AnyEvent]) -> None:
@@ -160,11 +161,12 @@ async def _fold(
         progress(state.cursor, verdict.last_seq)
 
     try:
-        await fold_to(log, state, end_seq, every=every, applied=applied)
+        holes = await fold_over_holes(log, state, end_seq, every=every, applied=applied)
     except LogGap as gap:
-        verdict.problems.append(f"records are missing: {gap}")
+        verdict.problems.append(f"the log is another one meanwhile: {gap}")
         return False
-    return True
+    verdict.problems += [f"records are missing: {hole}" for hole in holes]
+    return not holes
 
 
 async def _restored(

@@ -25,7 +25,7 @@ from workers.engine import EngineConfig, MockEngine, StepResult
 NAMESPACE = "compare"
 MODEL = "compared"
 NS_PER_MS = 1_000_000
-_EPOCH_NS = 1_700_000_000 * 1_000_000_000
+EPOCH_NS = 1_700_000_000 * 1_000_000_000
 """When the log's clock begins; the fold takes 0 for never."""
 
 DELIVERY, STEP_END, ARRIVAL, STEP_BEGIN = range(4)
@@ -107,7 +107,7 @@ class VirtualLog:
         self.last_seq += 1
         now_ns = self._clock.now_ns
         data = codec.encode(producer, 0, first, events)
-        record = Record(self.last_seq, _EPOCH_NS + now_ns, subject(NAMESPACE, producer), data)
+        record = Record(self.last_seq, EPOCH_NS + now_ns, subject(NAMESPACE, producer), data)
         self._clock.at(now_ns + self._delay_ns, DELIVERY, lambda: self._deliver(record))
 
     def _deliver(self, record: Record) -> None:

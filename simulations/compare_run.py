@@ -23,9 +23,10 @@ from router.decision import RoutedRequest, RouterOptions
 from router.errors import RouterError
 from router.replica import Replica
 from router.router import Router
-from router.ticket import Ticket
+from router.ticket import Ticket, Waiting
 from simulations.compare_fleet import (
     ARRIVAL,
+    EPOCH_NS,
     MODEL,
     NS_PER_MS,
     Clock,
@@ -43,6 +44,9 @@ from workers.protocol import EngineRequest, SamplingOptions, StopConditions
 
 FRONTEND_ID = 1
 _NS_PER_US = 1_000
+_NS_PER_S = 1_000_000_000
+_AFTER_NS = 1_000
+"""A wait has surely ended so long after its end, whichever way a sum of seconds was rounded."""
 
 
 class WorkerShare(Struct, frozen=True, kw_only=True):
@@ -90,9 +94,29 @@ class Run(Struct, frozen=True, kw_only=True):
 class _Live:
     """A request that has come and not ended. Times in ns; -1 before they are known."""
 
-    __slots__ = ("arrived_ns", "last_ns", "routed_ns", "ticket", "tokens", "worker")
+    __slots__ = (
+        "arrived_ns",
+        "last_ns",
+        "number",
+        "prompt",
+        "request",
+        "routed_ns",
+        "ticket",
+        "tokens",
+    )
 
-    def __init__(self, ticket: Ticket, arrived_ns: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        request: TraceRequest,
+        prompt: "array[int]",
+        ticket: Ticket,
+        arrived_ns: int,
+    ) -> None:
+        """number: its place in the trace."""
+        self.number = number
+        self.request = request
+        self.prompt = prompt
         self.ticket = ticket
         self.arrived_ns = arrived_ns
         self.routed_ns = self.last_ns = -1
@@ -118,6 +142,7 @@ class Comparison:
         self._fleet = fleet
         self._speed = speed
         self._on_ended = on_ended
+        self._queue_wait_max_secs = options.queue_wait_max_secs
         self._clock = clock = Clock()
         self._log = log = VirtualLog(clock, fleet.event_delay_ns)
         self._workers = {
@@ -135,7 +160,8 @@ class Comparison:
             options=options,
             frontend_id=FRONTEND_ID,
             rng=rng,
-            clock=lambda: clock.now_ns / 1e9,
+            clock=lambda: clock.now_ns / _NS_PER_S,
+            now_ns=lambda: EPOCH_NS + clock.now_ns,
         )
         log.observe = self._router.observe
         for worker_id in self._workers:
@@ -178,20 +204,32 @@ class Comparison:
             streaming=True,
         )
         try:
-            live = _Live(self._router.accept(routed_request), self._clock.now_ns)
+            ticket = self._router.accept(routed_request)
         except RouterError:
             self._fail()
             return
-        try:
-            live.ticket.route()
-        except RouterError as error:
-            live.ticket.rejected(type(error).__name__, 503)
-            self._fail()
-            return
+        live = _Live(number, request, tokens, ticket, self._clock.now_ns)
         self._live[request_id] = live
-        self._send(live, number, tokens, request.output_length)
+        waiting = Waiting(lambda _: self._send(live), lambda error: self._refused(live, error))
+        try:
+            is_parked = ticket.route(waiting) is None
+        except RouterError as error:
+            self._refused(live, error)
+            return
+        if is_parked:
+            # Who waits too long is told so when load changes, or by someone who looks.
+            wait_ns = round(self._queue_wait_max_secs * _NS_PER_S) + _AFTER_NS
+            self._clock.at(live.arrived_ns + wait_ns, ARRIVAL, self._router.release)
+        else:
+            self._send(live)
 
-    def _send(self, live: _Live, number: int, tokens: "array[int]", output_length: int) -> None:
+    def _refused(self, live: _Live, error: RouterError) -> None:
+        """By the router, at once or after a wait."""
+        del self._live[live.ticket.request_id]
+        live.ticket.rejected(type(error).__name__, 503)
+        self._fail()
+
+    def _send(self, live: _Live) -> None:
         """To the worker that the router has chosen."""
         routed = live.ticket.routed
         assert routed is not None
@@ -199,17 +237,17 @@ class Comparison:
         request = EngineRequest(
             request_id=routed.request_id,
             model=MODEL,
-            token_ids=cast("list[int]", tokens),  # which spares a conversion
-            stop_conditions=StopConditions(max_tokens=output_length, ignore_eos=True),
+            token_ids=cast("list[int]", live.prompt),  # which spares a conversion
+            stop_conditions=StopConditions(max_tokens=live.request.output_length, ignore_eos=True),
             # Equal prompts get different answers, as traces of real traffic have them.
-            sampling_options=SamplingOptions(seed=number),
+            sampling_options=SamplingOptions(seed=live.number),
         )
         worker = self._workers[routed.worker_id]
         try:
             worker.engine.submit(request)
         except RequestRefused as refused:
-            live.ticket.failed(0, refused.code)
             del self._live[routed.request_id]
+            live.ticket.failed(0, refused.code)
             self._fail()
             return
         self._predicted_tokens += routed.overlap_blocks * self._fleet.block_size
@@ -226,17 +264,19 @@ class Comparison:
                 self._first_token(live, output.cached_tokens)
             live.tokens += len(output.token_ids)
             live.last_ns = now_ns
+            live.ticket.produced(live.tokens)
             if output.finish_reason is not None:
+                del self._live[output.request_id]
                 live.ticket.completed(live.tokens, output.finish_reason, live.ticket.cached_tokens)
                 self._latency_ns.append(now_ns - live.arrived_ns)
                 self._last_ns = now_ns
-                del self._live[output.request_id]
                 self._on_ended()
 
     def _first_token(self, live: _Live, cached_tokens: int | None) -> None:
-        live.ticket.prefill_completed(cached_tokens)
+        now_ns = self._clock.now_ns
+        live.ticket.prefill_completed(cached_tokens, (now_ns - live.routed_ns) / NS_PER_MS)
         self._cached_tokens += cached_tokens or 0
-        self._ttft_ns.append(self._clock.now_ns - live.arrived_ns)
+        self._ttft_ns.append(now_ns - live.arrived_ns)
         self._queue_wait_ns.append(live.routed_ns - live.arrived_ns)
 
     def _fail(self) -> None:

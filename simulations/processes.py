@@ -12,8 +12,8 @@ from eventstore.subjects import request_producer
 from frontend.caretaker import Caretaker
 from frontend.errors import ShuttingDown
 from frontend.presence import Presence
-from frontend.process import EPOCH
 from frontend.removals import FrontendGone, Removals, WorkerGone
+from frontend.space import EPOCH
 from router.decision import RoutedRequest, RouterOptions
 from router.errors import RouterError
 from router.loading import SnapshotLoader

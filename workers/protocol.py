@@ -5,7 +5,8 @@ and `Cancel`; the worker answers with `Outputs`, one frame for everything that a
 produced for this connection. `stream` is the frontend's number of a request on this connection,
 never used twice on it. A stream ends with an output whose `finish_reason` or `error` is set; an
 `error` item may come at any time, also instead of any output. `Announce` and `Audit` keep what a
-frontend believes of a worker true, and `Pin` asks it to keep something; they concern no stream.
+frontend believes of a worker true, `Pin` asks it to keep something, and `Refused` says why it gets
+no requests; they concern no stream.
 
 Disaggregated serving takes two requests for one answer. The prefill worker gets the prompt with
 `max_tokens` 1 and `ignore_eos`, and its one output, which ends with `length`, carries
@@ -116,7 +117,15 @@ class Pin(Struct, frozen=True, array_like=True, tag="pin"):
     ttl_s: int
 
 
-ToWorker = Generate | Cancel | Announce | Audit | Pin
+class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+    """The frontend sends this worker no requests, and `why`. Said anew on each connection."""
+
+    worker_id: int
+    frontend_id: int
+    why: str
+
+
+ToWorker = Generate | Cancel | Announce | Audit | Pin | Refused
 
 
 class Output(Struct, frozen=True, array_like=True, gc=False):

@@ -28,12 +28,14 @@ from workers.errors import DiscoveryError
 from workers.incarnation import Incarnation
 from workers.kv_cache import KvEvent
 from workers.kv_feed import EVENTS_MAX, KvFeed
-from workers.protocol import Announce, EngineRequest, Output, Pin
+from workers.protocol import Announce, EngineRequest, Output, Pin, Refused
 from workers.rank_runner import RankRunner
 from workers.sockets import format_address
 from workers.tcp_server import Connection, WorkerServer
 
 RETRY_S = 1.0
+REFUSALS_MAX = 256
+"""Frontends whose refusal is remembered, so that it is logged once."""
 
 _logger = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ class MockWorker:
         self._incarnations: list[Incarnation] = []
         """Those that are not over: one, or two while the last begins."""
         self._feeds: list[KvFeed] = []
+        self._refusals: dict[int, str] = {}
+        """By frontend, why it does not use this worker."""
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -177,6 +181,17 @@ class MockWorker:
             _logger.warning("prompt not pinned why=%s", error)
         else:
             _logger.debug("pinned blocks=%d ttl_s=%d", blocks, message.ttl_s)
+
+    def on_refused(self, message: Refused) -> None:
+        if message.worker_id != self._incarnations[-1].instance.worker_id:
+            return
+        if self._refusals.get(message.frontend_id) == message.why:
+            return
+        if len(self._refusals) >= REFUSALS_MAX:
+            del self._refusals[next(iter(self._refusals))]
+        self._refusals[message.frontend_id] = message.why
+        frontend = hex_id(message.frontend_id)
+        _logger.error("no requests from frontend %s why=%s", frontend, message.why)
 
     def running(self, connection: Connection) -> list[int]:
         return [number for runner in self._runners for number in runner.streams_of(connection)]

@@ -31,6 +31,7 @@ from workers.protocol import (
     Generate,
     Output,
     Pin,
+    Refused,
     Running,
     ToWorker,
     decode_to_frontend,
@@ -118,7 +119,7 @@ class _Connection(asyncio.Protocol):
             self._audited = self._next_number
             self._write(Audit())
 
-    def announce(self, message: Announce) -> None:
+    def tell(self, message: Announce | Refused) -> None:
         self._write(message)
 
     def pin(self, message: Pin) -> None:
@@ -283,7 +284,12 @@ class WorkerClient:
     def ask_to_announce(self, dp_rank: int | None, epoch: int) -> None:
         """Send `Announce`. Nothing while not connected."""
         if self._connection is not None and self.is_connected:
-            self._connection.announce(Announce(self.worker_id, dp_rank, epoch))
+            self._connection.tell(Announce(self.worker_id, dp_rank, epoch))
+
+    def refuse(self, frontend_id: int, why: str) -> None:
+        """Send `Refused`. Nothing while not connected."""
+        if self._connection is not None and self.is_connected:
+            self._connection.tell(Refused(self.worker_id, frontend_id, why))
 
     def pin(self, dp_rank: int, token_ids: list[int], ttl_s: int) -> None:
         """Send `Pin`. Nothing while not connected, or if `generate` would refuse that prompt."""

@@ -27,6 +27,7 @@ from workers.protocol import (
     Output,
     Outputs,
     Pin,
+    Refused,
     Running,
     ToFrontend,
     decode_to_worker,
@@ -60,6 +61,9 @@ class Handler(Protocol):
 
     def on_pin(self, message: Pin) -> None:
         """What is cached of a prompt is worth keeping."""
+
+    def on_refused(self, message: Refused) -> None:
+        """A frontend sends no requests here."""
 
     def running(self, connection: "Connection") -> list[int]:
         """The connection's streams that are worked on or wait."""
@@ -156,6 +160,8 @@ class Connection(asyncio.Protocol):
                         self._handler.on_announce(message)
                     case Pin():
                         self._handler.on_pin(message)
+                    case Refused():
+                        self._handler.on_refused(message)
                     case Audit():
                         self._write(Running(self._handler.running(self)))
         except (FrameTooLarge, BrokenProtocol) as error:

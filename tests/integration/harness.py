@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import workers
 from eventstore import codec, events
@@ -13,11 +13,14 @@ from eventstore.memory import MemoryLog
 from frontend.process import FrontendProcess
 from frontend.service import Limits
 from frontend.settings import FrontendSettings
+from frontend.space import Space
 from frontend.tokenizer import Tokenizer, read_files
+from router.snapshot_trigger import Snapshots
+from tests.integration.mem_backings import MemBackings
 from tests.waiting import eventually
 from workers.card import FrontendInstance, Instance, ModelCard
 from workers.discovery import MemDiscovery, MemLeases
-from workers.protocol import Announce, EngineRequest, Output, Pin
+from workers.protocol import Announce, EngineRequest, Output, Pin, Refused
 from workers.registry import record_registered
 from workers.tcp_server import Connection, WorkerServer
 
@@ -25,6 +28,7 @@ MODEL_DIR = Path(workers.__file__).parent / "model"
 FILES = read_files(MODEL_DIR)
 TOKENIZER = Tokenizer.from_files(FILES)
 MODEL = "tiny"
+NAMESPACE = "test"
 
 
 async def download(files: Mapping[str, str]) -> Mapping[str, bytes]:
@@ -62,9 +66,10 @@ class Stream:
         finish: str | None = None,
         cached: int | None = None,
         error: tuple[str, str] | None = None,
+        params: dict[str, Any] | None = None,
     ) -> None:
         ids = TOKENIZER.encode(text, add_special_tokens=False) if ids is None else ids
-        self.connection.send([Output(self.number, ids, finish, cached, error)])
+        self.connection.send([Output(self.number, ids, finish, cached, error, params)])
 
 
 class ScriptedWorker:
@@ -73,14 +78,23 @@ class ScriptedWorker:
     def __init__(self, worker_id: int, echo: str | None = None) -> None:
         self.worker_id = worker_id
         self.echo = echo
+        self.error: tuple[str, str] | None = None
+        """What it answers every request with at once, before `echo`."""
         self.streams: list[Stream] = []
         self.announces: list[Announce] = []
         self.pins: list[Pin] = []
+        self.refusals: list[Refused] = []
         self.server = WorkerServer(self)
         self.instance: Instance | None = None
 
     async def start(
-        self, log: MemoryLog, discovery: MemDiscovery, namespace: str, model: ModelCard
+        self,
+        log: MemoryLog,
+        discovery: MemDiscovery,
+        namespace: str,
+        model: ModelCard,
+        bootstrap_address: str | None = None,
+        dp_size: int = 1,
     ) -> None:
         port = await self.server.start("127.0.0.1", 0)
         instance = Instance(
@@ -90,6 +104,8 @@ class ScriptedWorker:
             endpoint="generate",
             address=f"127.0.0.1:{port}",
             card=model,
+            bootstrap_address=bootstrap_address,
+            dp_size=dp_size,
         )
         await record_registered(log, instance)
         await discovery.register(instance, lambda cause: None)
@@ -98,7 +114,9 @@ class ScriptedWorker:
     def on_generate(self, connection: Connection, stream: int, request: EngineRequest) -> None:
         made = Stream(connection, stream, request)
         self.streams.append(made)
-        if self.echo is not None:
+        if self.error is not None:
+            made.send(error=self.error)
+        elif self.echo is not None:
             made.send(self.echo, finish="stop", cached=0)
 
     def on_cancel(self, connection: Connection, stream: int) -> None:
@@ -112,6 +130,9 @@ class ScriptedWorker:
 
     def on_pin(self, message: Pin) -> None:
         self.pins.append(message)
+
+    def on_refused(self, message: Refused) -> None:
+        self.refusals.append(message)
 
     def running(self, connection: Connection) -> list[int]:
         return [
@@ -134,30 +155,65 @@ class ScriptedWorker:
 class Harness:
     def __init__(
         self,
-        log: MemoryLog,
-        discovery: MemDiscovery,
-        process: FrontendProcess,
+        backings: MemBackings,
+        frontend: FrontendProcess,
         stop: asyncio.Event,
     ) -> None:
+        self.backings = backings
         self.stop = stop
-        self.frontends = MemLeases[FrontendInstance]()
-        self.log = log
-        self.discovery = discovery
-        self.process = process
         self.url = ""
         self.workers: list[ScriptedWorker] = []
+        self._frontend = frontend
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        """What the frontend follows, by namespace."""
+        return self._frontend.spaces
+
+    @property
+    def process(self) -> Space:
+        """All that the frontend has of the namespace `test`."""
+        return self.spaces[NAMESPACE]
+
+    @property
+    def log(self) -> MemoryLog:
+        return self.backings.namespaces[NAMESPACE].log
+
+    @property
+    def discovery(self) -> MemDiscovery:
+        return self.backings.namespaces[NAMESPACE].discovery
+
+    @property
+    def frontends(self) -> MemLeases[FrontendInstance]:
+        return self.backings.namespaces[NAMESPACE].frontends
 
     async def add_worker(
-        self, worker_id: int, echo: str | None = None, model: ModelCard | None = None
+        self,
+        worker_id: int,
+        echo: str | None = None,
+        model: ModelCard | None = None,
+        bootstrap_address: str | None = None,
+        *,
+        dp_size: int = 1,
+        namespace: str = NAMESPACE,
     ) -> ScriptedWorker:
         worker = ScriptedWorker(worker_id, echo)
         self.workers.append(worker)
-        chosen = model or card()
-        await worker.start(self.log, self.discovery, "test", chosen)
+        chosen, at = model or card(), self.backings.namespaces[namespace]
+        await worker.start(at.log, at.discovery, namespace, chosen, bootstrap_address, dp_size)
         return worker
 
-    async def until_served(self, model: str = MODEL) -> None:
-        await eventually(lambda: self.process.router.has_workers(model))
+    async def until_served(self, model: str = MODEL, **workers: int) -> None:
+        """workers: how many by role; one aggregated one, if nothing is said."""
+        router = self.process.router
+
+        def are_there() -> bool:
+            return all(
+                len(router.candidates(model, role).ranks) == count
+                for role, count in workers.items()
+            )
+
+        await eventually(are_there if workers else lambda: router.has_workers(model))
 
     async def settle(self) -> None:
         """Until every fact has been written and folded."""
@@ -187,29 +243,50 @@ class Harness:
 
 
 @asynccontextmanager
-async def frontend(limits: Limits | None = None, **settings: object) -> AsyncIterator[Harness]:
-    """A frontend on a free port, with no worker yet; stopped in order at the end."""
+async def frontend(
+    limits: Limits | None = None,
+    *,
+    beside: Harness | None = None,
+    snapshots: Snapshots | None = None,
+    backings: MemBackings | None = None,
+    **settings: object,
+) -> AsyncIterator[Harness]:
+    """A frontend on a free port, with no worker yet; stopped in order at the end.
+
+    beside: a frontend of the same deployment, which outlives this one. backings: the namespaces
+    there are, of which it serves what the settings say; None: one, which it serves.
+    """
     chosen: dict[str, object] = {
         "http_host": "127.0.0.1",
         "http_port": 0,
         "router_mode": "kv",
         "router_replica_sync": True,
         "http_graceful_shutdown_timeout_secs": 0.2,
+        "namespace": NAMESPACE,
         **settings,
     }
-    log, discovery = MemoryLog(time.time_ns), MemDiscovery()
+    chosen_backings = backings
+    if beside is not None:
+        chosen_backings = beside.backings
+    elif chosen_backings is None:
+        chosen_backings = MemBackings(download, snapshots)
+        chosen_backings.add(NAMESPACE)
     stop = asyncio.Event()
     settings_table = FrontendSettings(**chosen)  # type: ignore[arg-type]
-    process = FrontendProcess(settings_table, "test", log, stop, limits)
-    harness = Harness(log, discovery, process, stop)
+    process = FrontendProcess(settings_table, chosen_backings, stop, limits)
+    harness = Harness(chosen_backings, process, stop)
 
     def listening(url: str) -> None:
         harness.url = url
 
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(process.run(discovery, harness.frontends, download, listening))
+        running = tasks.create_task(process.run(listening))
         await eventually(lambda: harness.url != "" or running.done())
-        await eventually(lambda: process.replica.is_ready or running.done())
+        await eventually(
+            lambda: (
+                all(space.replica.is_ready for space in process.spaces.values()) or running.done()
+            )
+        )
         try:
             yield harness
         finally:
@@ -217,4 +294,5 @@ async def frontend(limits: Limits | None = None, **settings: object) -> AsyncIte
             await asyncio.wait([running])
             for worker in harness.workers:
                 await worker.server.close()
-            await log.close()
+            for namespace in chosen_backings.namespaces.values() if beside is None else ():
+                await namespace.log.close()

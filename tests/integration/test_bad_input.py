@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frontend import app as frontend_app
-from frontend.service import SERVICE, Limits
+from frontend.service import FRONTEND, Limits
 from tests.integration.harness import MODEL, Harness, card, frontend
 from tests.waiting import eventually
 
@@ -286,5 +286,5 @@ async def test_an_error_of_our_own_is_a_500_without_its_words(
 
 
 class _Request(dict[Any, Any]):
-    app: ClassVar = {SERVICE: SimpleNamespace(overload_status=503)}
+    app: ClassVar = {FRONTEND: SimpleNamespace(overload_status=503)}
     headers: dict[str, str] = {}  # noqa: RUF012

@@ -279,6 +279,22 @@ def test_an_interrupt_is_quiet(
     assert (following.returncode, out, err) == (0, b"", b"")
 
 
+def test_what_an_interrupt_leaves_undone_is_no_success(tmp_path: Path, interruptible: None) -> None:
+    """`verify` with exit code 0 says that all is well."""
+    archive = tmp_path / "never.reckon"
+    os.mkfifo(archive)  # nobody writes to it
+    verifying = subprocess.Popen(
+        [sys.executable, "-m", "eventstore", "verify", str(archive)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    with archive.open("wb"):  # returns when it is being read
+        verifying.send_signal(signal.SIGINT)
+        out, _ = verifying.communicate(timeout=20)
+    assert (verifying.returncode, out) == (130, b"")
+
+
 @pytest.mark.parametrize("mode", [[], ["-f"]])
 def test_a_reader_that_leaves_is_no_error(nats_url: str, filled: str, mode: list[str]) -> None:
     read_fd, write_fd = os.pipe()

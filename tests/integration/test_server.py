@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from eventstore import server as server_module
 from eventstore.connect import Nats
 from eventstore.errors import LogUnavailable
 from eventstore.jetstream import JetStreamLog
@@ -167,6 +168,25 @@ async def test_a_given_address_that_does_not_answer_is_an_error(
     with pytest.raises(LogUnavailable, match=str(free_port)):
         await connect_or_embed(f"127.0.0.1:{free_port}", tmp_path, name="test", wait_s=0.2)
     assert not (tmp_path / "nats").exists()
+
+
+async def test_who_waits_for_a_server_says_so(
+    tmp_path: Path,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without the password that the address may hold; the server may come in time."""
+    monkeypatch.setattr(server_module, "WAIT_TOLD_AFTER_S", 0.05)
+    url = f"nats://me:secret@127.0.0.1:{free_port}"
+    connecting = asyncio.create_task(connect_or_embed(url, tmp_path, name="test", wait_s=30))
+    await eventually(lambda: "waiting for NATS" in caplog.text)
+    assert f"nats://127.0.0.1:{free_port}, up to 30 s" in caplog.text
+    assert "secret" not in caplog.text
+    async with EmbeddedServer(tmp_path / "late", port=free_port):
+        nats, embedded = await connecting
+        assert nats.connected and embedded is None
+        await nats.close()
 
 
 async def test_a_given_address_is_used(nats_url: str, tmp_path: Path) -> None:

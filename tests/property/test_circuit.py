@@ -96,11 +96,12 @@ class BreakerMachine(RuleBasedStateMachine):
         assert all(self.spells[worker] for worker in self.aside())
 
     @invariant()
-    def someone_is_allowed(self) -> None:
+    def what_is_shown_is_what_holds(self) -> None:
         if not hasattr(self, "breaker"):
             return
-        rest = [worker for worker in WORKERS if worker not in self.aside()]
-        assert list(self.breaker.allowed(WORKERS, self.now_s)) == (rest or WORKERS)
+        shown = self.breaker.spells(self.now_s)
+        assert [each.worker_id for each in shown] == sorted(self.aside())
+        assert all(0 < each.for_s <= MAX_S for each in shown)
 
 
 TestBreaker = BreakerMachine.TestCase

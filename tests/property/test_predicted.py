@@ -1,7 +1,6 @@
 """Laws of the predicted index, against a model that keeps one expiry for each (slot, block)."""
 
 from collections.abc import Iterable
-from math import floor
 from typing import NamedTuple
 
 import msgspec
@@ -48,7 +47,7 @@ class Model:
     def expire(self, now_ns: int) -> int:
         return self.keep(key for key, entry in self.entries.items() if entry.expires_ns > now_ns)
 
-    def prune(self, max_blocks: int, target_ratio: float) -> int:
+    def prune(self, max_blocks: int, kept_blocks: int) -> int:
         if len(self.entries) <= max_blocks:
             return 0
 
@@ -57,7 +56,7 @@ class Model:
             return entry.expires_ns, -entry.depth, key[1]
 
         last_first = sorted(self.entries, key=order, reverse=True)
-        kept = floor(max_blocks * target_ratio)
+        kept = max(0, min(kept_blocks, max_blocks))
         while kept and order(last_first[kept - 1]) == order(last_first[kept]):
             kept -= 1
         return self.keep(last_first[:kept])
@@ -75,6 +74,12 @@ class Model:
                 found[slot] = overlap
         return found
 
+    def at(self, now_ns: int) -> "Model":
+        """What lasts at a time; nothing changes."""
+        model = Model()
+        model.entries = {k: each for k, each in self.entries.items() if each.expires_ns > now_ns}
+        return model
+
     def index(self) -> PredictedIndex:
         """An index of the same content and another history: block by block, the oldest last."""
         index = PredictedIndex()
@@ -83,8 +88,9 @@ class Model:
         return index
 
 
-def overlaps(index: PredictedIndex, prompt: list[int]) -> dict[int, int]:
-    return {slot: depth for mask, depth in index.match_depths(prompt) for slot in slots_of(mask)}
+def overlaps(index: PredictedIndex, prompt: list[int], now_ns: int | None = None) -> dict[int, int]:
+    depths = index.match_depths(prompt, now_ns)
+    return {slot: depth for mask, depth in depths for slot in slots_of(mask)}
 
 
 def contents(index: PredictedIndex) -> dict[tuple[int, int], Entry]:
@@ -136,11 +142,22 @@ class PredictedIndexMachine(RuleBasedStateMachine):
         gone = self.model.expire(now_ns)
         assert self.index.expire(now_ns) == self.replica.expire(now_ns) == gone
 
-    @rule(max_blocks=st.integers(0, 20), target_ratio=st.floats(0, 1))
-    def prune(self, max_blocks: int, target_ratio: float) -> None:
-        gone = self.model.prune(max_blocks, target_ratio)
-        assert self.index.prune(max_blocks, target_ratio) == gone
-        assert self.replica.prune(max_blocks, target_ratio) == gone
+    @rule(max_blocks=st.integers(-1, 20), kept_blocks=st.integers(-1, 25))
+    def prune(self, max_blocks: int, kept_blocks: int) -> None:
+        gone = self.model.prune(max_blocks, kept_blocks)
+        assert self.index.prune(max_blocks, kept_blocks) == gone
+        assert self.replica.prune(max_blocks, kept_blocks) == gone
+
+    @rule(slot=slots, prompt=st.sampled_from(PROMPTS), start=st.integers(0, 6))
+    def evict(self, slot: int, prompt: list[int], start: int) -> None:
+        """A rank announces that it holds the end of a chain, and all that hangs on it, no more."""
+        gone = [b for b, chain in PREFIXES.items() if chain[: start + 1] == prompt[: start + 1]]
+        if start >= len(prompt):
+            gone = []
+        keys = {(slot, block) for block in gone}
+        count = self.model.keep([key for key in self.model.entries if key not in keys])
+        assert self.index.discard(slot, gone + gone) == count
+        assert self.replica.discard(SLOTS - 1 - slot, gone[::-1]) == count
 
     @rule(slot=slots)
     def leave(self, slot: int) -> None:
@@ -166,6 +183,9 @@ class PredictedIndexMachine(RuleBasedStateMachine):
             assert self.index.blocks_of_slot(slot) == sum(key[0] == slot for key in entries)
         for prompt in PROMPTS:
             assert overlaps(self.index, prompt) == self.model.overlaps(prompt)
+            for now_ns in (-1, 3, 6, 9, 12):
+                lasting = self.model.at(now_ns).overlaps(prompt)
+                assert overlaps(self.index, prompt, now_ns) == lasting, "what is over counts"
 
     @invariant()
     def only_shrinks_along_a_chain(self) -> None:
@@ -212,6 +232,6 @@ def test_any_chains_at_all(
     assert reloaded(index).digest(RANKS.__getitem__) == index.digest(RANKS.__getitem__)
     assert index.expire(now_ns) == model.expire(now_ns)
     assert contents(index).keys() == model.entries.keys()
-    index.prune(max_blocks, 0.5)
+    index.prune(max_blocks, max_blocks // 2)
     index.check()
     assert len(index) <= max_blocks

@@ -80,14 +80,14 @@ def test_jitter_shortens() -> None:
     assert news is not None and news.for_s == 0.875
 
 
-def test_with_everyone_set_aside_everyone_is_allowed() -> None:
+def test_who_is_set_aside_is_shown_with_the_time_left() -> None:
     circuits = breaker(failures_max=1)
-    assert circuits.allowed([1, 2], 0.0) == [1, 2]
-    circuits.failure(1, 0.0)
-    assert circuits.allowed([1, 2], 0.0) == [2]
     circuits.failure(2, 0.0)
-    assert circuits.allowed([1, 2], 0.0) == [1, 2]
-    assert circuits.allowed([1, 2], 1.0) == [1, 2]
+    circuits.failure(1, 0.25)
+    assert circuits.spells(0.5) == [SetAside(1, 1, 0.75), SetAside(2, 1, 0.5)]
+    assert circuits.spells(1.0) == [SetAside(1, 1, 0.25)]
+    assert circuits.sent(2, 1.0)
+    assert circuits.spells(1.25) == [SetAside(2, 1, 0.75)], "on trial, for as long as before"
 
 
 def test_a_worker_that_left_is_forgotten() -> None:

@@ -1,5 +1,7 @@
 """The frontend's table: the whole of the peer's page, and what of it is refused for now."""
 
+from pathlib import Path
+
 import pytest
 
 from eventstore.settings import Declared, SettingsError, declarations, parse
@@ -65,11 +67,10 @@ PAGE = """
 """The peer's page: flag, variable, default (but ours for the discovery backend)."""
 
 LATER = """
-tls_cert_path tls_key_path router_event_threads namespace_prefix model_name model_path
-kv_cache_block_size kserve_grpc_server grpc_metrics_port dump_config_to enable_anthropic_api
-dyn_chat_processor dyn_debug_perf dyn_preprocess_workers interactive chat_path completions_path
-embeddings_path responses_path models_path anthropic_path health_path live_path metrics_path
-router_durable_kv_events
+tls_cert_path tls_key_path kserve_grpc_server grpc_metrics_port
+dump_config_to enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
+interactive chat_path completions_path embeddings_path responses_path models_path anthropic_path
+health_path live_path metrics_path router_durable_kv_events
 """.split()
 """Of the page, and not built."""
 
@@ -121,10 +122,10 @@ RANGES = {
     "http_port": "0 to 65535",
     "http_body_limit_mb": "at least 1",
     "http_graceful_shutdown_timeout_secs": "at least 0",
-    "router_kv_overlap_score_weight": "at least 0",
-    "router_temperature": "at least 0",
-    "router_ttl_secs": "above 0",
-    "router_max_tree_size": "at least 1",
+    "router_kv_overlap_score_weight": "0 to 1000000",
+    "router_temperature": "0 to 1000000",
+    "router_ttl_secs": "above 0, at most 31536000",
+    "router_max_tree_size": "1 to 1000000000",
     "router_prune_target_ratio": "0 to 1",
     "router_snapshot_threshold": "at least 1",
     "router_snapshots_kept": "2 to 1000",
@@ -133,7 +134,7 @@ RANGES = {
     "router_queue_threshold": "at least 0",
     "router_queue_len_max": "at least 1",
     "router_queue_wait_max_secs": "above 0",
-    "router_predicted_ttl_secs": "above 0",
+    "router_predicted_ttl_secs": "above 0, at most 31536000",
     "router_session_affinity_ttl_secs": "1 to 31536000",
     "http_overload_status_code": "400 to 599",
     "conditional_disagg_isl": "at least 1",
@@ -208,6 +209,18 @@ def test_the_namespace() -> None:
     assert FrontendSettings().log_namespace == "dynamo"
     assert parse(FrontendSettings, ["--namespace", "a-1"], {}).log_namespace == "a-1"
     assert frontend_error(DYN_NAMESPACE="a.b").startswith("DYN_NAMESPACE: 'a.b'")
+
+
+def test_the_namespace_prefix_is_the_beginning_of_one() -> None:
+    assert FrontendSettings().namespace_prefix is None
+    assert parse(FrontendSettings, ["--namespace-prefix", "team-"], {}).namespace_prefix == "team-"
+    assert frontend_error(DYN_NAMESPACE_PREFIX="a.").startswith("DYN_NAMESPACE_PREFIX: 'a.'")
+
+
+def test_the_model_path_is_a_folder(tmp_path: Path) -> None:
+    assert parse(FrontendSettings, ["--model-path", str(tmp_path)], {}).model_path == tmp_path
+    missing = str(tmp_path / "no")
+    assert frontend_error(DYN_MODEL_PATH=missing) == f"DYN_MODEL_PATH: {missing} is not a folder"
 
 
 def test_the_body_limit_is_in_mebibytes() -> None:

@@ -56,13 +56,12 @@ def test_slots_renew_by_themselves(index: PredictedIndex) -> None:
     assert index.match_depths([1, 2]) == [(0b10, 2)]
 
 
-def test_prune_down_to_a_share_of_the_bound(index: PredictedIndex) -> None:
-    """As 1,048,576 blocks at 0.8 leave 838,860, so 1,024 leave 819 and not 820."""
+def test_prune_down_to_what_is_kept(index: PredictedIndex) -> None:
     for prompt in range(128):
         index.insert(prompt % 2, range(8 * prompt, 8 * prompt + 8), prompt)
-    assert index.prune(1024, 0.8) == 0, "the bound itself is allowed"
+    assert index.prune(1024, 819) == 0, "the bound itself is allowed"
     index.insert(0, [10_000], 128)
-    assert index.prune(1024, 0.8) == 1025 - 819
+    assert index.prune(1024, 819) == 1025 - 819
     assert len(index) == 819
     # 819 = 1 + 102 whole prompts + the first two blocks of the oldest that is left.
     assert index.match_depths(range(8 * 25, 8 * 26)) == [(0b10, 2)]
@@ -71,10 +70,10 @@ def test_prune_down_to_a_share_of_the_bound(index: PredictedIndex) -> None:
     index.check()
 
 
-@pytest.mark.parametrize(("max_blocks", "ratio"), [(0, 0.8), (2, 0.0), (1, 0.5)])
-def test_prune_to_nothing(index: PredictedIndex, max_blocks: int, ratio: float) -> None:
+@pytest.mark.parametrize(("max_blocks", "kept_blocks"), [(0, 0), (0, 5), (2, 0), (2, -1), (-1, 9)])
+def test_prune_to_nothing(index: PredictedIndex, max_blocks: int, kept_blocks: int) -> None:
     index.insert(0, [1, 2, 3], 100)
-    assert index.prune(max_blocks, ratio) == 3
+    assert index.prune(max_blocks, kept_blocks) == 3
     assert len(index) == 0
     index.check()
 
@@ -83,8 +82,31 @@ def test_prune_does_not_choose_between_slots(index: PredictedIndex) -> None:
     """Slots are numbered differently on each replica, so nothing may depend on the number."""
     index.insert(0, [1, 2, 3], 100)
     index.insert(1, [1, 2, 3], 100)
-    assert index.prune(5, 1.0) == 2
+    assert index.prune(5, 5) == 2
     assert index.match_depths([1, 2, 3]) == [(0b11, 2)]
+
+
+def test_what_is_over_does_not_count_before_it_is_taken_out(index: PredictedIndex) -> None:
+    index.insert(0, [1, 2, 3], 100)
+    index.insert(0, [1], 300)
+    index.insert(1, [1, 2], 200)
+    assert index.match_depths([1, 2, 3], 99) == [(0b10, 2), (0b01, 3)]
+    assert index.match_depths([1, 2, 3], 100) == [(0b01, 1), (0b10, 2)]
+    assert index.match_depths([1, 2, 3], 200) == [(0b01, 1)]
+    assert index.match_depths([1, 2, 3], 300) == []
+    assert len(index) == 5, "asking changes nothing"
+
+
+def test_what_a_rank_evicts_is_believed_no_more(index: PredictedIndex) -> None:
+    index.insert(0, [1, 2, 3], 100)
+    index.insert(1, [1, 2, 3], 100)
+    assert index.discard(0, [3, 2, 9]) == 2
+    assert index.discard(7, [1]) == 0
+    assert index.match_depths([1, 2, 3]) == [(0b01, 1), (0b10, 3)]
+    index.check()
+    assert index.discard(0, [1]) == 1
+    assert index.expire(100) == 3
+    index.check()
 
 
 def test_a_rank_leaves(index: PredictedIndex) -> None:

@@ -6,7 +6,17 @@ from random import Random
 
 import pytest
 
-from router.selection import REASONS_MAX, Load, Prompt, best, costs, depth_by_slot, pick
+from router.selection import (
+    REASONS_MAX,
+    Load,
+    Prompt,
+    best,
+    costs,
+    depth_by_slot,
+    least_loaded,
+    pick,
+    power_of_two,
+)
 
 
 def test_worked_example_holder_against_stranger() -> None:
@@ -72,3 +82,35 @@ def test_best_names_the_chosen_first_and_then_the_cheapest() -> None:
     assert len(recorded) == REASONS_MAX
     assert best([2.0, 1.0], 0) == [0, 1]
     assert len(best([1.0] * 50, 3)) == REASONS_MAX
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-200, 1e-9])
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1.0, 1e300])
+def test_a_tiny_temperature_takes_the_lowest(temperature: float, scale: float) -> None:
+    """No division by zero and no NaN, where 1 / temperature is infinite."""
+    costs_by_index = [3 * scale, scale, 2 * scale]
+    rng = Random(1)
+    drawn = {pick(costs_by_index, [0, 0, 0].__getitem__, temperature, rng) for _ in range(20)}
+    assert drawn == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e300, 1e308])
+def test_a_huge_temperature_is_chance(temperature: float) -> None:
+    rng = Random(1)
+    assert {pick([0.0, 1e300], [0, 0].__getitem__, temperature, rng) for _ in range(50)} == {0, 1}
+
+
+def test_two_are_drawn_and_the_less_loaded_goes_first() -> None:
+    rng = Random(2)
+    assert power_of_two([7], rng) == [0]
+    drawn = Counter(tuple(power_of_two([5, 1, 3], rng)) for _ in range(6_000))
+    assert set(drawn) == {(1, 0), (1, 2), (2, 0)}, "the better one of every pair"
+    assert all(abs(count - 2_000) < 200 for count in drawn.values())
+    assert {tuple(power_of_two([4, 4], rng)) for _ in range(50)} == {(0, 1), (1, 0)}
+
+
+def test_the_least_loaded_by_chance_where_several_are() -> None:
+    rng = Random(2)
+    drawn = Counter(least_loaded([2, 1, 3, 1], rng) for _ in range(2_000))
+    assert set(drawn) == {1, 3}
+    assert abs(drawn[1] - 1_000) < 150

@@ -20,6 +20,7 @@ from workers.protocol import (
     Output,
     Outputs,
     Pin,
+    Refused,
     frame,
 )
 from workers.sockets import format_address, parse_address
@@ -38,6 +39,7 @@ class Worker:
         self.lost: list[frozenset[int]] = []
         self.connections: list[Connection] = []
         self.pins: list[Pin] = []
+        self.refusals: list[Refused] = []
 
     def on_generate(self, connection: Connection, stream: int, request: EngineRequest) -> None:
         self.requests[stream] = request
@@ -51,6 +53,9 @@ class Worker:
 
     def on_pin(self, message: Pin) -> None:
         self.pins.append(message)
+
+    def on_refused(self, message: Refused) -> None:
+        self.refusals.append(message)
 
     def running(self, connection: Connection) -> list[int]:
         return sorted(connection.streams)

@@ -15,7 +15,7 @@ from workers.card import Instance, ModelCard
 from workers.clients import WorkerClients
 from workers.discovery import Ending
 from workers.errors import WorkerLost
-from workers.protocol import Announce, EngineRequest, Output, Pin
+from workers.protocol import Announce, EngineRequest, Output, Pin, Refused
 from workers.tcp_server import Connection, WorkerServer
 
 
@@ -33,6 +33,8 @@ class Worker:
     def on_announce(self, message: Announce) -> None: ...
 
     def on_pin(self, message: Pin) -> None: ...
+
+    def on_refused(self, message: Refused) -> None: ...
 
     def running(self, connection: Connection) -> list[int]:
         return sorted(connection.streams)

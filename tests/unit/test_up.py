@@ -210,6 +210,11 @@ def test_workers_get_the_options_that_were_given() -> None:
     )
 
 
+def test_the_tools_need_the_namespace_only_where_it_is_not_their_default() -> None:
+    assert plan().log_options == ("--nats-url", "nats://127.0.0.1:4567")
+    assert plan("--namespace", "mine").log_options[2:] == ("--namespace", "mine")
+
+
 def test_the_order_of_the_end() -> None:
     """Frontends first, then workers, the log last; all together within 5 s."""
     planned = plan("--frontends", "1", "--workers", "1")
@@ -319,7 +324,7 @@ def test_the_first_screen_says_what_runs_where_and_what_to_try() -> None:
         messages_before=1234,
         frontend_url="http://127.0.0.1:8000",
         model="it's a model",
-        nats_url="nats://127.0.0.1:4567",
+        log_options=("--nats-url", "nats://127.0.0.1:4567", "--namespace", "mine"),
         command=".venv/bin/reckon",
         victim=Place("frontend-1", 12, "http://127.0.0.1:8000", "logs/frontend-1.log"),
     )
@@ -330,7 +335,7 @@ def test_the_first_screen_says_what_runs_where_and_what_to_try() -> None:
             "carries on from 1,234 messages",
             "/data",
             "kill -9 12",
-            ".venv/bin/reckon log tail --nats-url nats://127.0.0.1:4567",
+            ".venv/bin/reckon log tail --nats-url nats://127.0.0.1:4567 --namespace mine ",
         ),
     ):
         assert part in text
