@@ -188,7 +188,8 @@ async def test_options_count_less_than_an_operators_word_and_come_back_after_a_r
             await record_reset(here.log, "test", "a test wants it", 1)
 
             async def by_options() -> bool:
-                return (await thresholds(asking_late))["active_prefill_tokens_threshold"] == 100
+                shown = await thresholds(asking_late)
+                return bool(shown["active_prefill_tokens_threshold"] == 100)
 
             await eventually(by_options)
             assert (await thresholds(asking_late))["active_decode_blocks_threshold"] is None

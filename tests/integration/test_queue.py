@@ -51,7 +51,7 @@ async def park(here: Harness, asking: Client, *asked: dict[str, Any]) -> list[As
     before = len(here.process.router.parking)
     waiting = []
     for count, each in enumerate(asked, start=before + 1):
-        waiting.append(asking.ask(**each))  # type: ignore[arg-type]
+        waiting.append(asking.ask(**each))
         await parked(here, count)
     return waiting
 
@@ -273,10 +273,10 @@ async def test_who_has_no_choice_does_not_wait() -> None:
         await here.until_served()
         session = {"x-dynamo-session-id": "s"}
         for count, headers in enumerate(
-            [session, {"x-worker-instance-id": "5"}, {"x-dp-rank": "0"}, session], start=1
+            [session, {"x-worker-instance-id": "5"}, {"x-dp-rank": "0"}, session]
         ):
             asking.ask(headers=headers)
-            await eventually(lambda count=count: len(worker.streams) == count)
+            await worker.next(count)
             await here.settle()
         (waiting,) = await park(here, asking, {"headers": {"x-dynamo-session-id": "another"}})
         for stream in worker.streams:
@@ -310,6 +310,24 @@ async def test_what_waits_at_the_shutdown_is_refused(stream: bool) -> None:
         failed = [each for each in await here.recorded() if isinstance(each, RequestFailed)]
         assert [(each.osl, each.code) for each in failed] == [(0, "shutting_down")] * 3
         assert len(worker.streams) == 1
+
+
+async def test_a_prompt_waits_for_a_prefill_worker() -> None:
+    """Who computes prompts has a queue; who gets them computed has nothing to wait for."""
+    async with frontend(**QUEUE) as here, client(here) as asking:
+        prefill = await here.add_worker(5, model=card(worker_type="prefill"))
+        decode = await here.add_worker(6, model=card(worker_type="decode"), echo="x")
+        await here.until_served(prefill=1, decode=1)
+        first = asking.ask(32)
+        await got(prefill, first)
+        (waiting,) = await park(here, asking, {"tokens": 48})
+        for asked in (first, waiting):
+            (await got(prefill, asked)).send("x", finish="length", cached=0, params={})
+            assert (await asked.answer()).status == 200
+        assert len(decode.streams) == 2
+        (queued,) = await facts(here, RequestQueued)
+        assert (queued.role, queued.uncached_tokens) == ("prefill", 48)
+        await here.assert_nothing_left()
 
 
 async def test_a_worker_that_comes_takes_what_waits_and_none_at_all_ends_the_wait() -> None:
