@@ -73,6 +73,7 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
         Option(
             "DYN_HTTP_OVERLOAD_STATUS_CODE",
             "Status of an answer that says to come back later because the workers are busy.",
+            use="529 for clients of the peer's later releases.",
             flag=False,
             ge=400,
             le=599,
@@ -84,6 +85,7 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
         Option(
             "DYN_NAMESPACE",
             "The deployment that this frontend belongs to: its log, its workers, its models.",
+            use="One for each deployment that shares a NATS.",
             group="Model discovery",
             unset=NAMESPACE_DEFAULT,
             check=check_namespace,

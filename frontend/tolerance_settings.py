@@ -18,6 +18,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "DYN_DECODE_FALLBACK",
             "Prefill on a decode worker while there is no prefill worker, and where one failed.",
+            use="On where a slow answer is better than none while prefill workers are missing.",
             group="Disaggregated serving",
         ),
     ] = False
@@ -27,6 +28,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
             "RECKON_CONDITIONAL_DISAGG_ISL",
             "A prompt of which fewer tokens than this are not cached on the best decode worker is "
             "computed there, if they are a small share of it too. The peer's figure is 2048.",
+            use="2048, where short prompts wait longer for a transfer than for being computed.",
             unit="tokens",
             unset="every prompt is computed by a prefill worker",
             ge=1,
@@ -37,6 +39,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "RECKON_CONDITIONAL_DISAGG_RATIO",
             "What is a small share of the prompt, for --conditional-disagg-isl.",
+            use="Lower where decode workers should compute next to nothing.",
             gt=0,
             le=1,
         ),
@@ -47,6 +50,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "DYN_MIGRATION_LIMIT",
             "How many times a request may move on after it lost its worker; 0 is never.",
+            use="1 to 3 where workers are restarted or preempted while they serve.",
             group="Fault tolerance",
             ge=0,
             le=2**32 - 1,
@@ -57,6 +61,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD",
             "A worker is busy above this share of its KV blocks.",
+            use="0.85 to 0.95, where full caches make every request slow.",
             ge=0,
             le=1,
         ),
@@ -66,6 +71,9 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD",
             "A worker is busy above this many active prefill tokens.",
+            use=(
+                "Where a bound on the time to first token matters more than taking every request."
+            ),
             unit="tokens",
             ge=0,
         ),
@@ -76,6 +84,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
             "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC",
             "A worker is busy above this many times its max_num_batched_tokens in active prefill "
             "tokens. Either of the two prefill thresholds is enough.",
+            use="The same, for workers that batch differently.",
             ge=0,
         ),
     ] = None
@@ -84,6 +93,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "RECKON_REQUEST_FIRST_TOKEN_TIMEOUT_SECS",
             "How long a worker may take to begin its answer; then the request moves on, or fails.",
+            use="Above the slowest honest prefill, to leave workers that hang.",
             unit="seconds",
             unset="as long as it takes",
             gt=0,
@@ -95,6 +105,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
             "RECKON_REQUEST_INTER_TOKEN_TIMEOUT_SECS",
             "How long a worker may take from one token to the next; then the request moves on, or "
             "fails.",
+            use="Above the slowest honest step, to leave workers that hang in the middle.",
             unit="seconds",
             unset="as long as it takes",
             gt=0,
@@ -105,6 +116,7 @@ class ToleranceSettings(RoutingSettings, frozen=True, kw_only=True):
         Option(
             "RECKON_REQUEST_TIMEOUT_SECS",
             "How long a request may take in all.",
+            use="Where an answer after that is of no use.",
             unit="seconds",
             unset="as long as it takes",
             gt=0,

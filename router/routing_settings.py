@@ -23,7 +23,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "How a worker is chosen: in turn, at random, the one with fewer requests of two drawn "
             "at random, the one with the fewest, by prefix and load, or by the client.",
             group="Router",
-            use="kv wherever prompts share beginnings; least-loaded or power-of-two where "
+            use="Kv wherever prompts share beginnings; least-loaded or power-of-two where "
             "they do not; direct where something in front of the router chooses.",
         ),
     ] = "round-robin"
@@ -58,7 +58,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "What the kv mode counts in: blocks, by the peer's formula, or the time that a choice "
             "costs, in milliseconds, by what was learned of each worker. A request that brings its "
             "own weight is counted in blocks.",
-            use="time where workers are unequal or prompts are long; docs/performance.md has "
+            use="Time where workers are unequal or prompts are long; docs/performance.md has "
             "figures.",
         ),
     ] = "blocks"
@@ -131,6 +131,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
         Option(
             "DYN_ROUTER_SNAPSHOT_THRESHOLD",
             "Messages in the log after the last snapshot that make the next one due.",
+            use="Lower for faster starts, higher for fewer snapshots.",
             unit="messages",
             unset="only the bytes count",
             ge=1,
@@ -142,6 +143,10 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "DYN_ROUTER_RESET_STATES",
             "Empty the router's state at the start. It is an event in the log, so every replica "
             "empties its own at the same place; caches and running requests are told anew.",
+            use=(
+                "Once, after the picture is known to be wrong; not in a service definition, "
+                "where every restart would do it."
+            ),
         ),
     ] = False
     router_track_active_blocks: Annotated[
@@ -176,9 +181,10 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
         int,
         Option(
             "DYN_ROUTER_EVENT_THREADS",
-            "With 1 the event loop that serves HTTP also receives the events of the log. With more, "
-            "a process of its own receives them and the loop applies them in short slices; more "
-            "than 2 do no more than 2.",
+            "With 1 the event loop that serves HTTP also receives the events of the log. With "
+            "more, a process of its own receives them and the loop applies them in short slices; "
+            "more than 2 do no more than 2.",
+            use="1 on small machines, or with few KV events.",
             ge=1,
         ),
     ] = 4
@@ -200,7 +206,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "DYN_ROUTER_QUEUE_POLICY",
             "Order of the queue: first come, first served, for the slowest TTFTs; or by weighted "
             "shortest prefill, for the mean TTFT.",
-            use="wspt where short prompts should not wait for long ones.",
+            use="Wspt where short prompts should not wait for long ones.",
         ),
     ] = "fcfs"
     router_queue_len_max: Annotated[
@@ -243,7 +249,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "DYN_ROUTER_SESSION_AFFINITY_MODE",
             "What to do while the session's worker lives and can take no request: refuse (hard), "
             "or bind the session to another (soft).",
-            use="hard where a session has state on its worker that no other can serve.",
+            use="Hard where a session has state on its worker that no other can serve.",
         ),
     ] = "soft"
     enable_cache_control: Annotated[

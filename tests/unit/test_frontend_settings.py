@@ -225,3 +225,17 @@ def test_the_model_path_is_a_folder(tmp_path: Path) -> None:
 
 def test_the_body_limit_is_in_mebibytes() -> None:
     assert FrontendSettings().http_body_limit_bytes == 192 * 2**20
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, each in FRONTEND.items()
+        if each.option.available
+        and each.group in ("Router", "Disaggregated serving", "Fault tolerance", "Model discovery")
+    ],
+)
+def test_every_option_about_routing_says_when_to_set_it(name: str) -> None:
+    use = FRONTEND[name].option.use
+    assert use.endswith(".") and not use[0].islower()
