@@ -19,9 +19,10 @@ run: $(VENV)/installed ## a whole deployment here; options: make run ARGS="--wor
 	@exec $(VENV)/bin/reckon up $(ARGS)
 
 test: $(VENV)/installed ## all tests: unit, property, integration
-	@# Tests of real processes share two cores with whatever else runs there. What fails is run once
-	@# more by itself, in full view, and fails for good then.
-	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) $(ARGS) || \
+	@# Three files at a time, since most tests wait for processes. These share the cores with each
+	@# other and with whatever else runs there, so what fails is run once more by itself, in full
+	@# view, and fails for good then.
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) -n 3 --dist loadfile $(ARGS) || \
 	  HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-ci} $(PYTEST) --last-failed $(ARGS)
 
 check: $(VENV)/installed ## format, lint, types, unit and property tests, generated docs
