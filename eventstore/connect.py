@@ -29,7 +29,8 @@ from eventstore.errors import LogUnavailable, MessageTooLarge
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 REQUEST_TIMEOUT_S = 5.0
-RECONNECT_WAIT_S = (0.05, 0.15)
+RECONNECT_WAIT_S = (0.1, 1.0)
+"""Between two attempts at a server, the first and the longest; the latter well below a lease."""
 """Between two attempts to reconnect. Drawn once a connection: clients should not march in step."""
 PING_INTERVAL_S = 2
 """Two unanswered pings end a connection, so a silent one is noticed within 6 s."""
@@ -112,6 +113,8 @@ class Nats:
         self._last_denial = (-1.0, "")
         self._up = asyncio.Event()
         self._closing = False
+        self._attempts = 0
+        """Failed ones since the connection stood last."""
 
     @property
     def client(self) -> Client:
@@ -156,7 +159,7 @@ class Nats:
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=random.uniform(*RECONNECT_WAIT_S),  # type: ignore[arg-type]
+                    reconnect_time_wait=self._back_off(),  # type: ignore[arg-type]
                     ping_interval=PING_INTERVAL_S,
                 )
         except TimeoutError as error:
@@ -308,8 +311,17 @@ class Nats:
             why, try_this = refusal
         return LogUnavailable(f"could not connect to NATS at {self._where}: {why}", try_this)
 
+    def _back_off(self) -> float:
+        """Seconds until a server is tried again: doubling, and never the same for two clients."""
+        first_s, longest_s = RECONNECT_WAIT_S
+        wait_s: float = min(longest_s, first_s * 2**self._attempts)
+        return wait_s * random.uniform(0.5, 1.5)
+
     async def _on_error(self, error: Exception) -> None:
         self.errors += 1
+        if not self._up.is_set():
+            self._attempts = min(self._attempts + 1, 16)
+            self._client.options["reconnect_time_wait"] = self._back_off()
         self.last_error = str(error) or type(error).__name__
         text = self.last_error.removeprefix("nats: ")
         if "permissions violation" in text:
@@ -339,6 +351,8 @@ class Nats:
 
     async def _on_reconnected(self) -> None:
         self.reconnects += 1
+        self._attempts = 0
+        self._client.options["reconnect_time_wait"] = self._back_off()
         self._up.set()
         _log.info("nats connection is back url=%s", self.url)
         for notify in tuple(self.on_connected):

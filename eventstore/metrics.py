@@ -6,11 +6,14 @@ registry, so that two replicas can live in one process.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Protocol
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
 
 class Metric(Struct, frozen=True):
@@ -70,3 +73,46 @@ def full_name(prefix: str, name: str) -> str:
     if cleaned[:1].isdigit():
         cleaned = f"_{cleaned}"
     return f"{cleaned}_{name}" if cleaned else name
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("reckon_nats_connected", "gauge", "1 while the connection to NATS stands."),
+    Metric("reckon_nats_disconnects_total", "counter", "Times that it was lost."),
+    Metric("reckon_nats_reconnects_total", "counter", "Times that it came back."),
+    Metric(
+        "reckon_nats_errors_total",
+        "counter",
+        "Errors of the connection, each failed attempt to reconnect included.",
+    ),
+    Metric(
+        "reckon_nats_denials_total", "counter", "What the server did not permit this account to do."
+    ),
+)
+"""Of the connection to NATS, which all namespaces share."""
+
+
+class ConnectionFacts(Protocol):
+    """What `eventstore.connect.Nats` knows of itself."""
+
+    disconnects: int
+    reconnects: int
+    errors: int
+    denials: int
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands."""
+
+
+class ConnectionMetrics(Collector):
+    """Reads the facts at every scrape."""
+
+    def __init__(self, connection: ConnectionFacts) -> None:
+        self._connection = connection
+
+    def collect(self) -> Iterator[Family]:
+        facts = self._connection
+        values = (facts.connected, facts.disconnects, facts.reconnects, facts.errors, facts.denials)
+        for metric, value in zip(METRICS, values, strict=True):
+            kind = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
+            yield kind(metric.name, metric.help, value=value)

@@ -15,6 +15,7 @@ Nothing here reads the process's own environment or arguments: its `__main__` pa
 import argparse
 import difflib
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,7 +80,11 @@ def from_command_line(table: type[S], argv: Sequence[str], env: Mapping[str, str
     try:
         return parse(table, argv, env)
     except Shown as shown:
-        print(shown)
+        try:
+            print(shown, flush=True)
+        except BrokenPipeError:
+            # Whoever reads has seen enough, such as `head`; nothing may be written at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except SettingsError as error:
         print(f"Error: {error}", file=sys.stderr)

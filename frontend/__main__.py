@@ -54,10 +54,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _run(settings: FrontendSettings) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     connection, server = await connect_or_embed(
         settings.nats_url,
         settings.data_dir or default_data_dir(os.environ),
@@ -66,6 +62,11 @@ async def _run(settings: FrontendSettings) -> int:
         wait_s=settings.nats_wait_secs,
         binary=settings.nats_server_binary,
     )
+    # Only now: who still waits for a server has nothing to end in order.
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
     try:
         try:
             await FrontendProcess(settings, NatsBackings(connection, settings), stop).run(

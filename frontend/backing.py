@@ -1,9 +1,10 @@
 """What a frontend finds outside its process: the namespaces there are, and what each is made of."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
+from prometheus_client.registry import Collector
 
 from eventstore.log import EventLog
 from frontend.served import Download
@@ -30,6 +31,10 @@ class Backing(Struct, frozen=True, kw_only=True):
 
 class Backings(Protocol):
     """All that there are."""
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """Metrics of what they share."""
 
     async def find(self, prefix: str) -> list[str]:
         """The namespaces that have a log and begin so, in order. Raises LogUnavailable."""

@@ -8,6 +8,7 @@ from eventstore.claims import SNAPSHOT_CLAIM
 from eventstore.claims_nats import NatsClaims
 from eventstore.connect import Nats
 from eventstore.jetstream import JetStreamLog
+from eventstore.metrics import ConnectionMetrics
 from eventstore.snapshots_nats import NatsSnapshots
 from eventstore.stream import find_namespaces
 from frontend.backing import Backing, Backings
@@ -24,6 +25,10 @@ class NatsBackings(Backings):
     def __init__(self, connection: Nats, settings: FrontendSettings) -> None:
         self._nats = connection
         self._settings = settings
+
+    @property
+    def collectors(self) -> tuple[ConnectionMetrics, ...]:
+        return (ConnectionMetrics(self._nats),)
 
     async def find(self, prefix: str) -> list[str]:
         return await find_namespaces(self._nats, prefix)

@@ -78,6 +78,8 @@ class FrontendProcess:
         self.frontend_id = new_id()
         _log.info("frontend %s mode=%s", hex_id(self.frontend_id), settings.router_mode)
         registry = CollectorRegistry()
+        for collector in backings.collectors:
+            registry.register(collector)
         self._frontend = Frontend(
             prefix=settings.namespace_prefix,
             metrics=FrontendMetrics(registry, settings.metrics_prefix),

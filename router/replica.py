@@ -14,11 +14,13 @@ from collections.abc import Callable, Generator, Iterator
 from enum import StrEnum
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from eventstore.errors import LogGap, LogUnavailable
 from eventstore.events import AnyEvent, Event
 from eventstore.log import EventLog, Extent, Following, Record
 from eventstore.relayed import WAITING_BYTES_MAX, FollowsApart, RelayedFollowing, RelayFailed
+from eventstore.tasks import end_all
 from router.fold import apply
 from router.loading import LoadReport, SnapshotLoader
 from router.progress import Progress
@@ -54,7 +56,8 @@ class EventPipeline(Struct, frozen=True):
 
 
 class ReplicaStatus(Struct, frozen=True):
-    """Where a replica stands. `lag_s`: age of the last applied record while behind, else 0.
+    """Where a replica stands. `lag_s`: age of the last applied record while behind, else 0; also 0
+    while none is applied.
     `snapshot`: what the last start found; None if it looks for none."""
 
     phase: ReplicaPhase
@@ -107,6 +110,8 @@ class Replica:
         self._identity: str | None = None
         self._following: Following | None = None
         self._rewound = False
+        self._gap = (0, 0)
+        """Where records were missing last: expected, got."""
         self._short = 0
         self._target: int | None = None
         self._awaited = "waiting for the log"
@@ -130,7 +135,8 @@ class Replica:
     def status(self) -> ReplicaStatus:
         self._finish_record()  # a digest belongs to whole records
         cursor, head = self.state.cursor, self.head
-        lag_s = 0.0 if head <= cursor else max(0, self._now_ns() - self.state.time_ns) / 1e9
+        behind = head > cursor and self.state.time_ns > 0
+        lag_s = max(0, self._now_ns() - self.state.time_ns) / 1e9 if behind else 0.0
         why = self._trouble
         if self._building is not None:
             phase, why = ReplicaPhase.DEGRADED, "the log is another one; reading it again"
@@ -166,9 +172,17 @@ class Replica:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_for_ever(), name="replica-follow")
-            tasks.create_task(self._watch_head(), name="replica-head")
+        tasks = (
+            asyncio.create_task(self._follow_for_ever(), name="replica-follow"),
+            asyncio.create_task(self._watch_head(), name="replica-head"),
+        )
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await end_all(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
     async def _follow_for_ever(self) -> None:
         delay_s = 0.1
@@ -177,8 +191,7 @@ class Replica:
                 await self._follow_once()
                 return
             except LogGap as gap:
-                _log.warning("state thrown away, reading the log again: %s", gap)
-                self._start_again()
+                self._meet(gap)
             except LogUnavailable as error:
                 self._trouble = str(error)
                 _log.warning("log not readable, trying again: %s", error)
@@ -269,6 +282,22 @@ class Replica:
             return
         _log.info("replica ready at record %d", self.state.cursor)
         self._ready.set()
+
+    def _meet(self, gap: LogGap) -> None:
+        """Read the log anew; if the same records are missing then, go on behind them.
+
+        Whoever reads the log from now on lacks the same records, and comes to the same state. What
+        they said is missing as if its producer had never got it to the log: the fold doubts it.
+        """
+        if gap.got > gap.expected and (gap.expected, gap.got) == self._gap:
+            _log.error("records %d to %d are missing for good", gap.expected, gap.got - 1)
+            self._folded.cursor = gap.got - 1
+            if self._snapshots is not None:
+                self._snapshots.report = replace(self._snapshots.report, incomplete=True)
+        else:
+            _log.warning("state thrown away, reading the log again: %s", gap)
+            self._gap = gap.expected, gap.got
+            self._start_again()
 
     def _start_again(self) -> None:
         """Read the log anew. A replica that was ready goes on deciding from what it believed."""

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from random import Random
@@ -68,6 +69,8 @@ def run_all(
     """
     # Not forked: whoever shows the progress may have threads.
     context = multiprocessing.get_context("spawn")
+    # Started with the first process otherwise, and then it lets interrupts through in between.
+    resource_tracker.ensure_running()
     done: dict[int, Done] = {}
     running: dict[Connection, _Running] = {}
     left = list(enumerate(configurations))[::-1]
@@ -79,8 +82,8 @@ def run_all(
                 process = context.Process(target=_run, args=(configuration, workload, theirs))
                 with _interrupts_held():
                     process.start()
-                theirs.close()  # so that the process's death ends the pipe
-                running[ours] = _Running(index, process, ours)
+                    theirs.close()  # so that the process's death ends the pipe
+                    running[ours] = _Running(index, process, ours)
             for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
                 one = running[pipe]
@@ -105,12 +108,21 @@ def run_all(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, and never reaches a process that is started: we end those."""
+    """Ctrl-C waits meanwhile, and never reaches a process that is started: we end those.
+
+    Blocking the signal is for that process, which inherits it. It does not keep it from us: another
+    thread, such as the one that shows the progress, may take it, and it is handled in this one.
+    """
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _end(one: _Running) -> None:

@@ -123,7 +123,9 @@ def _run_one(seed: int, sizes: Sizes, settings: ClusterSettings) -> int:
 
 def _run_many(seeds: range, sizes: Sizes, settings: ClusterSettings) -> int:
     jobs = settings.jobs or os.cpu_count() or 1
-    print(f"seeds {seeds[0]} to {seeds[-1]}, reckon {VERSION}, {_described(sizes)}", flush=True)
+    if not settings.json:
+        described = _described(sizes)
+        print(f"seeds {seeds[0]} to {seeds[-1]}, reckon {VERSION}, {described}", flush=True)
     outcomes, code = [], 0
     with (
         Progress(

@@ -24,6 +24,8 @@ class MemNamespace:
 class MemBackings(Backings):
     """`namespaces`: those that there are; `broken`: those among them that can't be opened."""
 
+    collectors = ()
+
     def __init__(self, download: Download, snapshots: Snapshots | None = None) -> None:
         self.namespaces: dict[str, MemNamespace] = {}
         self.broken: set[str] = set()

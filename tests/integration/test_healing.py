@@ -1,16 +1,19 @@
 """Deaths and disagreements between real processes: everything is back to the truth, with events."""
 
 import asyncio
+import os
 import signal
 from collections import Counter
 
 import aiohttp
 
 from eventstore import codec, events
+from eventstore.server import EmbeddedServer
 from eventstore.subjects import CONTROL_PRODUCER, subject
 from tests.integration.log_audit import Answer, Ended
 from tests.integration.processes import ask, deployment, stream
 from tests.waiting import eventually
+from workers.leases import LEASE_TTL_S
 
 
 async def test_a_dead_frontends_bookings_are_released_once(nats_url: str, namespace: str) -> None:
@@ -35,6 +38,29 @@ async def test_a_dead_frontends_bookings_are_released_once(nats_url: str, namesp
         assert await here.audit() == []
 
 
+async def test_what_nobody_saw_die_is_found_by_the_next_frontend_that_starts(
+    nats_url: str, namespace: str
+) -> None:
+    """All frontends are killed, and a worker whose lease ends while there is nobody to watch."""
+    async with deployment(nats_url, namespace) as here:
+        dying = await here.add_worker("--output-tokens-mean", "5000", "--lease-ttl-secs", "1")
+        alone = await here.add_frontend()
+        await here.until_serving(1)
+        async with aiohttp.ClientSession() as session:
+            running = asyncio.create_task(stream(session, alone.url, "word " * 500, 4000))
+            await eventually(lambda: len(here.observer.state.requests) == 1)
+            alone.signal(signal.SIGKILL)
+            await running
+        dying.signal(signal.SIGKILL)
+        await here.add_worker("--speedup-ratio", "20")
+        await here.add_frontend()
+        await eventually(lambda: len(here.observer.state.workers) == 1, 40)
+        await eventually(lambda: here.observer.applied[events.FrontendRemoved] == 1, 40)
+        await here.until_quiet()
+        assert here.observer.applied[events.WorkerRemoved] == 1
+        assert await here.audit() == []
+
+
 async def test_a_paused_frontend_comes_back_and_its_running_requests_count_again(
     nats_url: str, namespace: str
 ) -> None:
@@ -55,6 +81,31 @@ async def test_a_paused_frontend_comes_back_and_its_running_requests_count_again
         await here.until_quiet()
         removed = [e for e in await here.recorded() if isinstance(e, events.FrontendRemoved)]
         assert len(removed) == 1
+        assert await here.audit() == []
+
+
+async def test_a_server_that_was_paused_for_longer_than_a_lease(
+    own_server: EmbeddedServer, namespace: str
+) -> None:
+    """Leases may end by its clock before anybody can renew them: everybody comes back, and a stream
+    that runs does not notice."""
+    async with deployment(own_server.url, namespace) as here:
+        await here.add_worker("--output-tokens-mean", "5000")
+        frontend = await here.add_frontend()
+        await here.until_serving(1)
+        async with aiohttp.ClientSession() as session:
+            running = asyncio.create_task(stream(session, frontend.url, "word " * 500, 2000))
+            await eventually(lambda: len(here.observer.state.requests) == 1)
+            assert own_server.pid is not None
+            os.kill(own_server.pid, signal.SIGSTOP)
+            await asyncio.sleep(LEASE_TTL_S + 2)
+            os.kill(own_server.pid, signal.SIGCONT)
+            status, text = await running
+        assert status == 200 and text.endswith("data: [DONE]\n\n")
+        await here.until_serving(1)
+        await here.until_quiet()
+        assert len(here.observer.state.workers) == 1
+        assert here.observer.applied[events.WorkerRemoved] <= 1
         assert await here.audit() == []
 
 

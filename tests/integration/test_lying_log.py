@@ -6,7 +6,6 @@
 import asyncio
 import contextlib
 import shutil
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from eventstore.server import EmbeddedServer
 from eventstore.subjects import kv_producer, stream_name, subject
 from tests.integration.log_audit import leftover, parted, read
 from tests.integration.processes import Deployment, deployment, stream
+from tests.integration.proxy import Proxy
 from tests.waiting import eventually
 
 HEALED_S = 40.0
@@ -135,21 +135,102 @@ async def test_records_that_nobody_can_read(here: Deployment) -> None:
     assert len(found) == 5, found
 
 
-async def test_a_log_trimmed_under_a_replica_that_sleeps(here: Deployment) -> None:
+@contextlib.asynccontextmanager
+async def one_far(
+    nats_url: str, namespace: str, *options: str
+) -> AsyncIterator[tuple[Deployment, Proxy]]:
+    """Two frontends, the second of which reaches NATS over a line that can be cut."""
+    line = Proxy(nats_url)
+    await line.mend()
+    try:
+        async with deployment(nats_url, namespace) as made:
+            await made.add_worker("--speedup-ratio", "20")
+            await made.add_frontend(*options)
+            await made.add_frontend(*options, "--nats-url", f"nats://127.0.0.1:{line.port}")
+            await made.until_serving(1)
+            await ask(made, "word " * 300)
+            await made.settled()
+            yield made, line
+    finally:
+        await line.cut()
+
+
+async def test_a_log_trimmed_under_a_replica_that_is_cut_off(
+    own_server: EmbeddedServer, namespace: str
+) -> None:
+    """No snapshot has what was trimmed: it says so, and caches and registrations are told anew."""
+    async with one_far(own_server.url, namespace) as (here, line):
+        near, far = here.frontends
+        await line.cut()
+        async with aiohttp.ClientSession() as session:
+            for index in range(5):
+                await stream(session, near.url, f"{index} " * 300, 4)
+        await here.log.trim((await here.log.extent()).last_seq + 1)
+        await line.mend()
+        await ask(here, "again " * 300)
+
+        async def knows_what_is_left() -> bool:
+            health = await here.health(far)
+            replica = health["replica"]
+            assert isinstance(replica, dict)
+            at_head = replica["cursor"] == here.observer.state.cursor
+            return health["status"] == "healthy" and at_head and replica["snapshot"]["incomplete"]
+
+        await eventually(knows_what_is_left, HEALED_S)
+        await ask(here, "again " * 300)
+
+
+async def test_a_log_trimmed_to_a_snapshot_under_a_replica_that_is_cut_off(
+    own_server: EmbeddedServer, namespace: str
+) -> None:
+    """It begins again with the snapshot, and agrees with who saw everything."""
+    options = ("--router-snapshot-threshold", "20", "--router-snapshots-kept", "2")
+    async with one_far(own_server.url, namespace, *options) as (here, line):
+        near, far = here.frontends
+        cursor = here.observer.state.cursor
+        await line.cut()
+        async with aiohttp.ClientSession() as session:
+
+            async def trimmed() -> bool:
+                await stream(session, near.url, "word " * 300, 4)
+                return (await here.log.extent()).first_seq > cursor + 1
+
+            await eventually(trimmed, HEALED_S)
+        await line.mend()
+        await ask(here, "again " * 300)
+
+        async def agreed() -> bool:
+            views = await here.views()
+            return len(views) == 3 and len({(view.cursor, view.digest) for view in views}) == 1
+
+        await eventually(agreed, HEALED_S)
+        replica = (await here.health(far))["replica"]
+        assert isinstance(replica, dict)
+        assert replica["snapshot"]["seq"] > cursor and not replica["snapshot"]["incomplete"]
+
+
+async def test_a_record_that_is_gone_from_the_middle(
+    here: Deployment, own_server: EmbeddedServer
+) -> None:
+    """Who starts later finds the hole, says so, and serves; who has read it goes on."""
     await ask(here, "word " * 300)
     await until_agreed(here)
-    sleeping = here.frontends[1]
-    sleeping.signal(signal.SIGSTOP)
-    async with aiohttp.ClientSession() as session:
-        for index in range(5):
-            await stream(session, here.frontends[0].url, f"{index} " * 300, 4)
-    head = (await here.log.extent()).last_seq
-    await here.log.trim(head + 1)
-    sleeping.signal(signal.SIGCONT)
-    # What was trimmed is in no snapshot here; caches and registrations are told anew.
+    admin = await Nats.connect([own_server.url], name="admin")
+    middle = (await here.log.extent()).last_seq - 3
+    await admin.jetstream.delete_msg(stream_name(here.namespace), middle)
+    await admin.close()
+    late = await here.add_frontend()
+
+    async def serves() -> bool:
+        health = await here.health(late)
+        replica = health["replica"]
+        assert isinstance(replica, dict)
+        return health["status"] == "healthy" and replica["snapshot"]["incomplete"]
+
+    await eventually(serves, HEALED_S)
     await ask(here, "again " * 300)
-    health = await here.health(sleeping)
-    assert health["status"] in ("healthy", "degraded")
+    health = await here.health(here.frontends[0])
+    assert health["status"] == "healthy"
 
 
 async def test_serving_goes_on_without_nats_and_every_fact_is_written_once_it_is_back(

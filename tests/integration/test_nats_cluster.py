@@ -206,6 +206,7 @@ async def test_serving_goes_on_without_one_node_and_without_two(
         assert traffic.statuses == {200: recorded[events.RequestCompleted]}
         assert not recorded[events.RequestFailed]
         assert not recorded[events.WorkerRemoved] + recorded[events.FrontendRemoved]
+        assert await made.audit() == [], "no fact twice, equal digests, no booking left"
 
 
 async def copies(nats: Nats, stream: str) -> object:

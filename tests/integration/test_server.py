@@ -189,6 +189,20 @@ async def test_who_waits_for_a_server_says_so(
         await nats.close()
 
 
+async def test_a_process_that_waits_for_a_server_ends_when_it_is_told_to(free_port: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "frontend", "--http-port", "0"),
+        *("--nats-url", f"nats://127.0.0.1:{free_port}", "--nats-wait-secs", "60"),
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    assert b"waiting for NATS" in await process.stderr.readline()
+    process.terminate()
+    async with asyncio.timeout(20):
+        await process.communicate()
+
+
 async def test_a_given_address_is_used(nats_url: str, tmp_path: Path) -> None:
     nats, server = await connect_or_embed(nats_url, tmp_path, name="test")
     assert nats.connected and server is None
