@@ -13,7 +13,7 @@ from eventstore.options import Option, Settings
 from eventstore.process_settings import NAMESPACE_DEFAULT
 from eventstore.subjects import check_namespace
 
-RouterMode = Literal["kv", "round-robin", "random", "direct"]
+RouterMode = Literal["kv", "round-robin", "random", "power-of-two", "least-loaded", "direct"]
 
 
 def _folder(path: Path) -> None:
