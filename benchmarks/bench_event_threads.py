@@ -3,8 +3,9 @@
     python -m benchmarks.bench_event_threads [--seconds N] [--rounds N] [--out FILE]
 
 An embedded nats-server on a temporary file store, the feeds of the workers in this process, and one
-replica in another, as `--router-event-threads` makes it, and in a thread for comparison; all on
-this machine. About a minute.
+replica in another, as `--router-event-threads` makes it, and in a thread for comparison, without
+the lock that it would need: who asks the index finds it half changed. All on this machine. About a
+minute.
 
 steady: 64 full caches of 8,192 blocks, events of 16 blocks, as many stored as removed.
 announced: half of that from 8 caches of 16,384, and every 0.66 s one of these announces itself
@@ -35,10 +36,10 @@ from benchmarks.bench_lag import register, told
 from benchmarks.event_threads_replica import Measured
 from benchmarks.processes import machine, row, running
 from eventstore.connect import Nats
-from eventstore.events import BlockStored
+from eventstore.events import BlockRemoved, BlockStored
 from eventstore.jetstream import JetStreamLog
 from eventstore.server import EmbeddedServer
-from workers.kv_cache import BlockRemoved, KvEvent
+from workers.kv_cache import KvEvent
 from workers.kv_feed import KvFeed
 
 BLOCKS = 16
@@ -177,12 +178,12 @@ def lines(results: list[tuple[float, Measured]]) -> list[str]:
         ("late", [one.late_ms for one in all_of]),
         ("of it computing", [one.busy_ms for one in all_of]),
     ):
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("longest", 1.0)):
+        for name, share in (("p99", 0.99), ("p99.9", 0.999), ("longest", 1.0)):
             table.append(
                 row(f"  {what}: {name}", [percentile(each, share) for each in beats], "ms")
             )
     table.append(row("  CPU of the loop's thread", [one.loop_cpu * 100 for one in all_of], "%"))
-    table.append(row("  CPU of the process", [one.cpu * 100 for one in all_of], "%"))
+    table.append(row("  CPU of its process", [one.cpu * 100 for one in all_of], "%"))
     table.append(row("  CPU of the one that receives", [o.helper_cpu * 100 for o in all_of], "%"))
     return table
 

@@ -25,6 +25,7 @@ from benchmarks.heartbeat import BEAT_BYTES
 from benchmarks.processes import cpu_s
 from eventstore.connect import Nats
 from eventstore.jetstream import JetStreamLog
+from eventstore.tasks import end
 from router.replica import Replica
 
 ASK_EVERY_S = 0.02
@@ -90,8 +91,7 @@ async def followed(url: str, namespace: str, how: str, ready: asyncio.Future[Rep
         ready.get_loop().call_soon_threadsafe(ready.set_result, replica)
         await running
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        await end(running)
         await log.close()
         await nats.close()
 
@@ -133,8 +133,7 @@ async def main() -> None:
     print(msgspec.json.encode(measured).decode(), flush=True)
     beats.end()
     if task is not None:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
 
 
 def helper_cpu_s(pid: int | None) -> float:

@@ -16,7 +16,7 @@ this can make a match too deep, and nothing else.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from hashlib import blake2b
 from heapq import heappop, heappush
 from itertools import accumulate, repeat
@@ -89,6 +89,10 @@ class RadixTree:
     def blocks_of(self, rank: WorkerRank) -> int:
         """How many blocks the rank holds."""
         return len(self._caches[rank].held)
+
+    def blocks(self, rank: WorkerRank) -> KeysView[int]:
+        """The blocks that the rank holds, a live view, in the order that they came."""
+        return self._caches[rank].held
 
     @property
     def block_count(self) -> int:

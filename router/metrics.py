@@ -192,6 +192,17 @@ METRICS: tuple[Metric, ...] = (
         ("outcome",),
     ),
     Metric("reckon_overlay_bookings", "gauge", "Own decisions that the fold does not count yet."),
+    Metric(
+        "reckon_event_process",
+        "gauge",
+        "1 while a process of its own receives the events (--router-event-threads above 1).",
+    ),
+    Metric("reckon_event_waiting_bytes", "gauge", "Received by that process, not applied yet."),
+    Metric(
+        "reckon_event_waiting_bytes_max",
+        "gauge",
+        "Beyond it no more is taken from that process, and soon the server stops sending.",
+    ),
     Metric("reckon_log_buffered_events", "gauge", "Own facts that the log has not acknowledged."),
     Metric("reckon_log_buffered_events_max", "gauge", "Bound of that buffer."),
     Metric("reckon_log_appended_events_total", "counter", "Own facts acknowledged by the log."),
@@ -294,6 +305,10 @@ class RouterMetrics:
             self._advance("reckon_worker_set_aside_total", cause, count)
         gauges["reckon_active_requests"].set(len(state.requests))
         gauges["reckon_overlay_bookings"].set(self._router.overlay_bookings)
+        events = self._replica.events
+        gauges["reckon_event_process"].set(events.process is not None)
+        gauges["reckon_event_waiting_bytes"].set(events.waiting_bytes)
+        gauges["reckon_event_waiting_bytes_max"].set(events.waiting_bytes_max)
         gauges["reckon_log_buffered_events"].set(self._publisher.buffered)
         gauges["reckon_log_buffered_events_max"].set(self._publisher.events_max)
         self._advance("reckon_replica_restarts_total", "", self._replica.restarts)

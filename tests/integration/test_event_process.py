@@ -22,6 +22,7 @@ from eventstore.log import EventLog, Following, Record
 from eventstore.relayed import WAITING_BYTES_MAX, RelayedFollowing
 from eventstore.server import EmbeddedServer
 from eventstore.subjects import kv_producer, subject, worker_producer
+from eventstore.tasks import end
 from router.replica import Replica
 from tests.integration.processes import deployment
 from tests.log_contract import WITHIN_S, Collected, LogContract
@@ -68,8 +69,7 @@ async def replica(log: EventLog, event_threads: int) -> AsyncIterator[Replica]:
             await made.wait_ready()
         yield made
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        await end(running)
 
 
 class Workers:
@@ -97,9 +97,9 @@ class Workers:
         first = self._numbers.get(producer, 0)
         self._numbers[producer] = first + len(events)
         data = codec.encode(producer, 1, first, events)
-        async with asyncio.timeout(WITHIN_S):
-            while not await self._appended(producer, data, f"{producer}.{first}"):
-                await asyncio.sleep(0.05)
+        await eventually(
+            lambda: self._appended(producer, data, f"{producer}.{first}"), within_s=WITHIN_S
+        )
 
     async def _appended(self, producer: str, data: bytes, msg_id: str) -> bool:
         """As a publisher does: the same msg_id until the log has it."""

@@ -98,8 +98,22 @@ def test_a_step_has_no_more_blocks_than_it_may() -> None:
     held = [0]
     for _ in applying(state, large, 100):
         held.append(state.tree.blocks_of(WorkerRank(1, 0)))
-    held.append(state.tree.blocks_of(WorkerRank(1, 0)))
     assert held == list(range(0, 1_001, 100))
+
+
+def test_a_large_cache_is_emptied_in_steps_too() -> None:
+    rank = WorkerRank(1, 0)
+    state = RouterState()
+    log = [record(1, worker_producer(1), 0, WorkerRegistered(1, "m", "aggregated", 16))]
+    log.append(record(2, kv_producer(1, 0), 0, BlockStored(1, 0, None, list(range(1, 1_001)))))
+    for each in log:
+        apply(state, each)
+    held = []
+    for _ in applying(state, record(3, kv_producer(1, 0), 1, KvRebased(1, 0, "asked")), 100):
+        state.check()
+        held.append(state.tree.blocks_of(rank))
+    assert held == [*range(900, -1, -100), 0]
+    assert rank not in state.unbased
 
 
 def test_what_is_not_about_caches_is_never_cut() -> None:

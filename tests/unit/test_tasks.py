@@ -41,3 +41,35 @@ async def test_what_a_task_raises_is_its_own() -> None:
     await asyncio.sleep(0)
     await tasks.end(task)
     assert isinstance(task.exception(), ValueError)
+
+
+async def test_all_are_seen_ended_by_somebody_who_is_cancelled_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also the one that loses the first cancellation, which a TaskGroup would wait for for ever."""
+    monkeypatch.setattr(tasks, "ASK_AGAIN_S", 0.01)
+    lost = asyncio.Event()
+
+    async def loses_one() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            lost.set()
+        await asyncio.sleep(60)
+
+    started = [asyncio.create_task(loses_one()), asyncio.create_task(asyncio.sleep(60))]
+
+    async def owner() -> None:
+        try:
+            await asyncio.wait(started)
+        finally:
+            await tasks.end_all(started)
+
+    owning = asyncio.create_task(owner())
+    await asyncio.sleep(0)
+    owning.cancel()
+    await lost.wait()
+    owning.cancel()
+    await asyncio.wait([owning])
+    assert owning.cancelled()
+    assert all(task.cancelled() for task in started)
