@@ -48,7 +48,11 @@ class SamplingOptions(Struct, kw_only=True, omit_defaults=True):
     logit_bias: dict[str, float] | None = None
     guided_decoding: dict[str, Any] | None = None
     """What the output must conform to, as the engine takes it. The mock engine ignores it, as it
-    does everything here but `seed`: it runs no model whose choice could be guided."""
+    does everything here but `seed` and `logprobs`: it runs no model whose choice could be guided.
+    """
+    logprobs: int | None = None
+    """How many of each token's likeliest alternatives to tell, with the log probabilities of these
+    and of the token; None: nothing of that."""
 
 
 class Bootstrap(Struct, frozen=True, array_like=True):
@@ -77,6 +81,9 @@ class EngineRequest(Struct, kw_only=True, omit_defaults=True):
     """To a prefill worker: hand over there. To a decode worker: the prompt is handed over there."""
     disaggregated_params: dict[str, Any] | None = None
     """To a decode worker: those of the prefill worker's output."""
+    multi_modal_data: dict[str, list[dict[str, str]]] | None = None
+    """What the prompt's placeholders stand for, in their order: `image_url`, `audio_url` and
+    `video_url`, each a list of `{"Url": …}`. Only to workers whose card has the modality."""
 
 
 class Generate(Struct, frozen=True, array_like=True, tag="generate"):
@@ -128,6 +135,15 @@ class Refused(Struct, frozen=True, array_like=True, tag="refused"):
 ToWorker = Generate | Cancel | Announce | Audit | Pin | Refused
 
 
+class TokenLogprobs(Struct, frozen=True, array_like=True, gc=False):
+    """How likely a token was, in natural logarithms: ≤ 0."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """Token id and log probability of the likeliest tokens, in falling order; the sampled one may
+    be among them."""
+
+
 class Output(Struct, frozen=True, array_like=True, gc=False):
     """What one stream got in a step.
 
@@ -136,6 +152,7 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     Codes: invalid_request, overloaded, shutting_down, prefill_failed (the prompt that a prefill
     worker should hand over did not come), internal.
     disaggregated_params: on the last of a prefill worker; opaque to the frontend.
+    logprobs: one for each of `token_ids`, if the request asks for them.
     """
 
     stream: int
@@ -144,6 +161,7 @@ class Output(Struct, frozen=True, array_like=True, gc=False):
     cached_tokens: int | None = None
     error: tuple[str, str] | None = None
     disaggregated_params: dict[str, Any] | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):

@@ -159,6 +159,7 @@ class RankRunner:
                         output.finish_reason,
                         output.cached_tokens,
                         disaggregated_params=handed_over,
+                        logprobs=output.logprobs,
                     )
                 )
             for connection, outputs in answers.items():

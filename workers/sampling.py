@@ -6,12 +6,23 @@ last, partial block; between two boundaries each token is mixed in. Whoever has 
 the same tokens has the same context, wherever the prompt ends and the output begins.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+
+from workers.protocol import TokenLogprobs
 
 _U64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _STEELE = 0xD1342543DE82EF95
 """Odd multipliers of good spectral quality: Knuth's golden ratio, and Steele and Vigna's LCG."""
+
+RANK_MAX = 40
+"""Of a made-up sampled token: an unlikely one is not impossible."""
+_LN_2 = math.log(2)
+
+
+def _leading_zeros(value: int) -> int:
+    return 64 - value.bit_length()
 
 
 def _mix(context: int, value: int) -> int:
@@ -46,6 +57,21 @@ class TokenSource:
         """The token that follows."""
         draw = (context * _STEELE & _U64) >> 32
         return self._token_ids[draw % len(self._token_ids)]
+
+    def logprobs(self, context: int, token: int, count: int) -> TokenLogprobs:
+        """How likely `token` was after `context`, with the `count` likeliest ones; made up.
+
+        Probabilities halve from one rank to the next, beginning at a half, so they sum to less than
+        1; the sampled token is of rank r with a chance of 2^-(r+1).
+        """
+        size = len(self._token_ids)
+        rank = min(RANK_MAX, size - 1, _leading_zeros(context * _GOLDEN & _U64))
+        start = 1 + ((context * _STEELE & _U64) >> 32)
+        likeliest = [self._token_ids[(start + i) % size] for i in range(min(count, size - 1))]
+        if rank < count:
+            likeliest.insert(rank, token)
+        top = [(one, -(r + 1) * _LN_2) for r, one in enumerate(likeliest[:count])]
+        return TokenLogprobs(-(rank + 1) * _LN_2, top)
 
     def ends(self, context: int) -> bool:
         """Whether the output ends here by itself: geometric, a chance of 1 / `length_mean`."""

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from indexer.blocks import block_hashes, sequence_hashes
 from workers.kv_cache import BlockTable
-from workers.protocol import EngineRequest
+from workers.protocol import EngineRequest, TokenLogprobs
 from workers.sampling import TokenSource
 
 
@@ -15,6 +15,7 @@ class StepOutput(Struct, frozen=True, gc=False):
     token_ids: list[int]
     finish_reason: str | None = None
     cached_tokens: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class SequenceState:
@@ -32,6 +33,7 @@ class SequenceState:
         "is_remote",
         "isl",
         "key",
+        "logprobs",
         "may_end_at",
         "priority",
         "request_id",
@@ -75,6 +77,8 @@ class SequenceState:
             self.eos_token_id = request.eos_token_ids[0]
         self.key = source.key(request.sampling_options.seed)
         self.context = self._context(source, block_size)
+        self.logprobs = request.sampling_options.logprobs
+        """How many alternatives are told of each token; None: nothing of that kind."""
 
     def sample(self, source: TokenSource, block_size: int) -> StepOutput:
         """Append the next token."""
@@ -95,7 +99,10 @@ class SequenceState:
         if finish_reason is None and count + 1 == self.end_at:
             finish_reason = "length"
         cached_tokens = self.cached_tokens if count == self.isl else None
-        return StepOutput(self.request_id, [token], finish_reason, cached_tokens)
+        logprobs = None
+        if self.logprobs is not None:
+            logprobs = [source.logprobs(context, token, self.logprobs)]
+        return StepOutput(self.request_id, [token], finish_reason, cached_tokens, logprobs)
 
     def _extend_hashes(self, block_size: int) -> None:
         """Hash the block that the last token has filled."""
