@@ -153,6 +153,8 @@ def _instance(
         total_kv_blocks=config.num_gpu_blocks,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        tool_call_parser=settings.tool_call_parser,
+        reasoning_parser=settings.reasoning_parser,
     )
     return Instance(
         worker_id=0,

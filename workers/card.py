@@ -49,15 +49,25 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     total_kv_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    tool_call_parser: str | None = None
+    """Format in which the model writes tool calls, a name of `frontend.parsers`; None: as text."""
+    reasoning_parser: str | None = None
+    """Format in which it writes reasoning, likewise."""
+    modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
+    """What it takes: text, image, audio, video."""
 
     def checksum(self) -> str:
-        """Names what a frontend must treat alike: name, block size, context, files, end tokens."""
+        """Names what a frontend must treat alike: name, block size, context, files, end tokens,
+        parsers and modalities."""
         identity = (
             self.name,
             self.block_size,
             self.context_length,
             sorted(self.files.items()),
             sorted(self.eos_token_ids),
+            self.tool_call_parser,
+            self.reasoning_parser,
+            sorted(self.modalities),
         )
         return hashlib.blake2b(msgspec.json.encode(identity), digest_size=16).hexdigest()
 

@@ -155,6 +155,23 @@ class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
             ge=2,
         ),
     ] = None
+    tool_call_parser: Annotated[
+        str | None,
+        Option(
+            "DYN_TOOL_CALL_PARSER",
+            "Format in which the model writes tool calls, such as hermes. A frontend that does not "
+            "know it does not use this worker.",
+            unset="tool calls stay in the text",
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Option(
+            "DYN_REASONING_PARSER",
+            "Format in which the model writes its reasoning, such as deepseek_r1. Likewise.",
+            unset="reasoning stays in the text",
+        ),
+    ] = None
 
     speedup_ratio: Annotated[
         float,
