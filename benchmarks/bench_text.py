@@ -90,7 +90,7 @@ def results(model: Path) -> list[str]:
     ).encode()
     large = json.dumps({"model": "m", "messages": [{"role": "user", "content": prose}]}).encode()
     chunks, usage = ChatChunks("chatcmpl-0123456789abcdef", 1_700_000_000, "m"), Usage(9, 1, 0)
-    choice = Choice(prose[:200], "stop")
+    choices = [Choice(prose[:200], "stop")]
 
     def request() -> None:
         decoded = decode_chat(body)
@@ -137,7 +137,7 @@ def results(model: Path) -> list[str]:
             rounds_us(detokenize(STOPS), len(ids)), "µs", "aim ≤ 6"),
         row("  the library's own DecodeStream", rounds_us(stream_of_the_library, len(ids)), "µs"),
         row("chunk, per token", rounds_us(lambda: chunks.text(" word"), 1), "µs"),
-        row("unary body", rounds_us(lambda: chat_body("i", 1, "m", choice, usage, None), 1), "µs"),
+        row("unary body", rounds_us(lambda: chat_body("i", 1, "m", choices, usage, None), 1), "µs"),
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ that ends it says the finish reason; then comes the usage, if asked for, and `DO
 fails ends with an error frame and `DONE`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -100,10 +100,13 @@ class NvExtAnswer(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Choice(Struct, frozen=True, gc=False):
-    """One finished output. `finish_reason` is the API's: stop or length."""
+    """One finished output. `finish_reason` is the API's: stop, length or tool_calls."""
 
     text: str
     finish_reason: str
+    logprobs: Mapping[str, Any] | None = None
+    parts: Mapping[str, Any] = {}
+    """Of a chat message, besides its content: tool_calls, reasoning_content."""
 
 
 def error_frames(error: Exception) -> bytes:
@@ -115,7 +118,12 @@ def error_frames(error: Exception) -> bytes:
 
 
 def chat_body(
-    id: str, created_s: int, model: str, choice: Choice, usage: Usage, nvext: NvExtAnswer | None
+    id: str,
+    created_s: int,
+    model: str,
+    choices: Sequence[Choice],
+    usage: Usage,
+    nvext: NvExtAnswer | None,
 ) -> bytes:
     """The answer of /v1/chat/completions. `content` is null if there is no text."""
     return _json(
@@ -125,15 +133,17 @@ def chat_body(
             model=model,
             choices=[
                 {
-                    "index": 0,
+                    "index": index,
                     "message": {
                         "role": "assistant",
                         "content": choice.text or None,
                         "refusal": None,
+                        **choice.parts,
                     },
-                    "logprobs": None,
+                    "logprobs": choice.logprobs,
                     "finish_reason": choice.finish_reason,
                 }
+                for index, choice in enumerate(choices)
             ],
             usage=_wire_usage(usage),
             nvext=UNSET if nvext is None else nvext,
@@ -149,7 +159,7 @@ def completion_body(
     usage: Usage,
     nvext: NvExtAnswer | None,
 ) -> bytes:
-    """The answer of /v1/completions, with one choice per prompt, in their order."""
+    """The answer of /v1/completions, with the choices of the prompts, in their order."""
     return _json(
         _CompletionBody(
             id=id,
@@ -159,7 +169,7 @@ def completion_body(
                 {
                     "index": index,
                     "text": choice.text,
-                    "logprobs": None,
+                    "logprobs": choice.logprobs,
                     "finish_reason": choice.finish_reason,
                 }
                 for index, choice in enumerate(choices)
@@ -218,9 +228,7 @@ def query_body(
     request would go and its prompt's tokens in nvext, for whoever then sends it there."""
     head = id, created_s, model
     tail = Usage(len(token_ids), 0), NvExtAnswer(worker_id=worker, token_ids=token_ids)
-    if chat:
-        return chat_body(*head, _NO_OUTPUT, *tail)
-    return completion_body(*head, [_NO_OUTPUT], *tail)
+    return (chat_body if chat else completion_body)(*head, [_NO_OUTPUT], *tail)
 
 
 def query_frames(
@@ -258,19 +266,45 @@ class Chunks(Protocol):
         finish_reason: str | None = None,
         usage: Usage | None = None,
     ) -> bytes:
-        """New text of choice `index` (that of chat is 0), and its finish reason on its last chunk,
-        whose text may be empty. usage: so far, if asked for on every chunk. About 0.3 µs."""
+        """New text of choice `index`, and its finish reason on its last chunk, whose text may be
+        empty. usage: so far, if asked for on every chunk. About 0.3 µs."""
+
+    def parts(
+        self,
+        members: Mapping[str, Any],
+        index: int,
+        logprobs: Mapping[str, Any] | None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+    ) -> bytes:
+        """The same with more than text. members: of the delta, in completions of the choice."""
 
     def last(self, usage: Usage | None, nvext: NvExtAnswer | None = None) -> bytes:
         """The last chunk, without choices. usage None: it was not asked for, only nvext was."""
 
 
-class ChatChunks:
-    """Chunks of /v1/chat/completions, one choice. The first one says the role."""
+class _Frames:
+    """`last` is the same on both endpoints."""
 
-    def __init__(self, id: str, created_s: int, model: str) -> None:
+    _head: bytes
+
+    def last(self, usage: Usage | None, nvext: NvExtAnswer | None = None) -> bytes:
+        parts = [self._head, b"[]"]
+        if usage is not None:
+            parts.append(_usage_member(usage))
+        if nvext is not None:
+            parts += (b',"nvext":', _json(nvext))
+        parts.append(b"}\n\n")
+        return b"".join(parts)
+
+
+class ChatChunks(_Frames):
+    """Chunks of /v1/chat/completions, of so many choices, whose first ones say the role."""
+
+    def __init__(self, id: str, created_s: int, model: str, choices: int = 1) -> None:
         self._head = _head(id, "chat.completion.chunk", created_s, model)
-        self._role_due = True
+        self._starts = [self._head + b'[{"index":%d,"delta":' % index for index in range(choices)]
+        self._role_due = [True] * choices
 
     def text(
         self,
@@ -279,24 +313,36 @@ class ChatChunks:
         finish_reason: str | None = None,
         usage: Usage | None = None,
     ) -> bytes:
-        if self._role_due:
-            self._role_due = False
+        if self._role_due[index]:
+            self._role_due[index] = False
             delta = b'{"role":"assistant","content":' + _json(text) + b"}"
         elif text:
             delta = b'{"content":' + _json(text) + b"}"
         else:
             delta = b"{}"
-        return b"".join((self._head, b'[{"index":0,"delta":', delta, *_tail(finish_reason, usage)))
+        return b"".join((self._starts[index], delta, *_tail(finish_reason, usage)))
 
-    def last(self, usage: Usage | None, nvext: NvExtAnswer | None = None) -> bytes:
-        return _last(self._head, usage, nvext)
+    def parts(
+        self,
+        members: Mapping[str, Any],
+        index: int,
+        logprobs: Mapping[str, Any] | None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+    ) -> bytes:
+        if self._role_due[index]:
+            self._role_due[index] = False
+            members = {"role": "assistant", **(members or {"content": ""})}
+        tail = _tail_with(logprobs, finish_reason, usage)
+        return b"".join((self._starts[index], _json(members), *tail))
 
 
-class CompletionChunks:
-    """Chunks of /v1/completions, one choice per prompt."""
+class CompletionChunks(_Frames):
+    """Chunks of /v1/completions, of so many choices."""
 
-    def __init__(self, id: str, created_s: int, model: str) -> None:
+    def __init__(self, id: str, created_s: int, model: str, choices: int = 1) -> None:
         self._head = _head(id, "text_completion", created_s, model)
+        self._starts = [self._head + b'[{"index":%d,' % index for index in range(choices)]
 
     def text(
         self,
@@ -305,14 +351,23 @@ class CompletionChunks:
         finish_reason: str | None = None,
         usage: Usage | None = None,
     ) -> bytes:
-        start = b'[{"index":%d,"text":' % index
-        return b"".join((self._head, start, _json(text), *_tail(finish_reason, usage)))
+        start = self._starts[index]
+        return b"".join((start, b'"text":', _json(text), *_tail(finish_reason, usage)))
 
-    def last(self, usage: Usage | None, nvext: NvExtAnswer | None = None) -> bytes:
-        return _last(self._head, usage, nvext)
+    def parts(
+        self,
+        members: Mapping[str, Any],
+        index: int,
+        logprobs: Mapping[str, Any] | None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+    ) -> bytes:
+        tail = _tail_with(logprobs, finish_reason, usage)
+        return b"".join((self._starts[index], _json(members)[1:-1], *tail))
 
 
-_TAIL = (b',"logprobs":null,"finish_reason":null}]', b"}\n\n")
+_NO_LOGPROBS = b',"logprobs":null'
+_TAIL = (_NO_LOGPROBS + b',"finish_reason":null}]', b"}\n\n")
 
 
 def _head(id: str, kind: str, created_s: int, model: str) -> bytes:
@@ -327,19 +382,18 @@ def _tail(finish_reason: str | None, usage: Usage | None) -> tuple[bytes, ...]:
     return (reason, b"}\n\n") if usage is None else (reason, _usage_member(usage), b"}\n\n")
 
 
+def _tail_with(
+    logprobs: Mapping[str, Any] | None, finish_reason: str | None, usage: Usage | None
+) -> tuple[bytes, ...]:
+    tail = _tail(finish_reason, usage)
+    if logprobs is None:
+        return tail
+    return (b',"logprobs":' + _json(logprobs), tail[0].removeprefix(_NO_LOGPROBS), *tail[1:])
+
+
 def _reason(finish_reason: str | None) -> bytes:
-    return b',"logprobs":null,"finish_reason":' + _json(finish_reason) + b"}]"
+    return _NO_LOGPROBS + b',"finish_reason":' + _json(finish_reason) + b"}]"
 
 
 def _usage_member(usage: Usage) -> bytes:
     return b',"usage":' + _json(_wire_usage(usage))
-
-
-def _last(head: bytes, usage: Usage | None, nvext: NvExtAnswer | None) -> bytes:
-    parts = [head, b"[]"]
-    if usage is not None:
-        parts.append(_usage_member(usage))
-    if nvext is not None:
-        parts += (b',"nvext":', _json(nvext))
-    parts.append(b"}\n\n")
-    return b"".join(parts)

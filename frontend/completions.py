@@ -7,19 +7,23 @@ from collections.abc import Callable
 from aiohttp import web
 
 from frontend.body import read_json_body
+from frontend.choices import Form
 from frontend.errors import (
     BadRequest,
     ContextLengthExceeded,
     ShuttingDown,
     row_of,
 )
-from frontend.exchange import Form, answer_query, answer_stream, answer_whole
-from frontend.hints import routing_hints
+from frontend.exchange import answer_query, answer_stream, answer_whole
+from frontend.hints import RoutingHints, routing_hints
 from frontend.legs import Job, missing_roles, where
+from frontend.media import media_for
+from frontend.message import MessageFormat, message_format
 from frontend.metrics import UNKNOWN_MODEL
 from frontend.openai import (
     ChatRequest,
     CompletionRequest,
+    Prompt,
     decode_chat,
     decode_completion,
     prompts,
@@ -29,6 +33,7 @@ from frontend.openai import (
 )
 from frontend.served import ServedModel
 from frontend.service import FRONTEND, Frontend, Service, service_for
+from frontend.tool_use import tool_use
 
 THREAD_CHARS_MIN = 16 * 1024
 """Longer texts are tokenized in a thread (the tokenizer lets go of the interpreter lock), so that
@@ -102,21 +107,18 @@ class _Endpoint:
         service = service_for(services, asked.model, hints, request_id)
         served = service.models.get(asked.model)
         self._metrics = service.metrics
-        options = asked.stream_options
-        form = Form(
-            id=self._id_prefix + request_id,
-            created_s=int(service.now_s()),
-            model=served.card.name,
-            chat=isinstance(asked, ChatRequest),
-            include_usage=bool(options and options.include_usage),
-            continuous_usage=bool(options and options.continuous_usage_stats),
-            extra_fields=hints.extra_fields,
-        )
+        await _until_ready(service, served.card.name)
+        given = _prompts(service, served, asked)
+        token_lists = await _tokenize(service, served, asked, given)
+        message, media = None, None
+        if isinstance(asked, ChatRequest):
+            message = message_format(asked, served.card, str(given[0]), request_id)
+            media = media_for(asked.messages, served.card.modalities, served.card.name)
+        form = self._form(asked, served, service, hints, request_id, given, message)
         stop = stop_conditions(asked)
         if not stop.ignore_eos:
             stop.stop_token_ids_hidden += served.card.eos_token_ids
-        await _until_ready(service, served.card.name)
-        token_lists = await _tokenize(service, served, asked)
+        demands_call = message is not None and message.demands_guided
         jobs = [
             Job(
                 request_id=request_id if index == 0 else f"{request_id}-{index}",
@@ -125,21 +127,51 @@ class _Endpoint:
                 served=served,
                 token_ids=token_ids,
                 stop=stop,
-                sampling=sampling_options(asked),
+                sampling=sampling_options(asked, index % form.n, demands_call=demands_call),
                 include_stop=bool(asked.include_stop_str_in_output),
-                skip_special_tokens=asked.skip_special_tokens is not False,
+                # What parsers look for may be special tokens.
+                skip_special_tokens=asked.skip_special_tokens is not False and message is None,
                 hints=hints,
+                media=media,
                 started_s=started_s,
             )
-            for index, token_ids in enumerate(token_lists)
+            for index, token_ids in enumerate(ids for ids in token_lists for _ in range(form.n))
         ]
         if hints.query_only:
-            if len(jobs) > 1:
+            if len(token_lists) > 1:
                 raise BadRequest("query_instance_id asks about one prompt", "prompt")
             return answer_query(form, jobs[0], where(service, jobs[0])), None
         if self._streaming:
             return await answer_stream(request, service, jobs, form)
         return await answer_whole(request, service, jobs, form), None
+
+    def _form(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        served: ServedModel,
+        service: Service,
+        hints: RoutingHints,
+        request_id: str,
+        given: list[Prompt],
+        message: MessageFormat | None,
+    ) -> Form:
+        options = asked.stream_options
+        echoes: tuple[str, ...] = ()
+        if isinstance(asked, CompletionRequest) and asked.echo:
+            echoes = tuple(_text(served, prompt) for prompt in given)
+        return Form(
+            id=self._id_prefix + request_id,
+            created_s=int(service.now_s()),
+            model=served.card.name,
+            chat=isinstance(asked, ChatRequest),
+            n=asked.n or 1,
+            include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
+            extra_fields=hints.extra_fields,
+            message=message,
+            logprobs=asked.logprobs is not None and asked.logprobs is not False,
+            echoes=echoes,
+        )
 
 
 async def _until_ready(service: Service, model: str) -> None:
@@ -161,13 +193,16 @@ async def _until_ready(service: Service, model: str) -> None:
 
 
 async def _tokenize(
-    service: Service, served: ServedModel, asked: ChatRequest | CompletionRequest
+    service: Service,
+    served: ServedModel,
+    asked: ChatRequest | CompletionRequest,
+    given: list[Prompt],
 ) -> list[list[int]]:
     """The token ids of every prompt. Raises BadRequest where one can't be had or does not fit."""
     param = "messages" if isinstance(asked, ChatRequest) else "prompt"
     tokenizer = served.tokenizer
     found: list[list[int]] = []
-    for prompt in _prompts(service, served, asked):
+    for prompt in given:
         if isinstance(prompt, list):
             if not tokenizer.knows(prompt):
                 raise BadRequest(
@@ -195,9 +230,15 @@ async def _tokenize(
     return found
 
 
+def _text(served: ServedModel, prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return served.tokenizer.decode(prompt, skip_special_tokens=False)
+
+
 def _prompts(
     service: Service, served: ServedModel, asked: ChatRequest | CompletionRequest
-) -> list[str | list[int]]:
+) -> list[Prompt]:
     if isinstance(asked, CompletionRequest):
         return prompts(asked)
     if served.template is None:
@@ -206,6 +247,7 @@ def _prompts(
         served.template.render(
             asked.messages,
             now_ns=int(service.now_s() * 1e9),
+            tools=tool_use(asked).shown,
             add_generation_prompt=asked.add_generation_prompt is not False,
             variables=template_variables(asked),
         )

@@ -257,6 +257,7 @@ class Dispatch:
             sampling_options=job.sampling,
             eos_token_ids=job.served.card.eos_token_ids,
             priority=job.hints.engine_priority,
+            multi_modal_data=job.media,
         )
 
     def _open(

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from aiohttp import web
-from msgspec import Struct
 
+from frontend.choices import ChoiceFrames, Form, whole_choice
 from frontend.chunks import (
     DONE,
     ChatChunks,
@@ -28,22 +28,12 @@ from frontend.service import Service
 from frontend.sse import HEADERS, EventStream
 
 
-class Form(Struct, frozen=True, kw_only=True):
-    """How the answer shall look."""
-
-    id: str
-    created_s: int
-    model: str
-    chat: bool
-    include_usage: bool = False
-    continuous_usage: bool = False
-    extra_fields: frozenset[str] = frozenset()
-
-
-def _usage(generations: Sequence[Generation]) -> Usage:
-    reported = [g.cached_tokens for g in generations if g.cached_tokens is not None]
+def _usage(form: Form, generations: Sequence[Generation]) -> Usage:
+    """Each prompt counts once, and is cached as far as its first choice found it."""
+    of_prompts = generations[:: form.n]
+    reported = [g.cached_tokens for g in of_prompts if g.cached_tokens is not None]
     return Usage(
-        sum(g.isl for g in generations),
+        sum(g.isl for g in of_prompts),
         sum(g.osl for g in generations),
         sum(reported) if reported else None,
     )
@@ -60,7 +50,7 @@ def _extra(form: Form, generations: Sequence[Generation]) -> NvExtAnswer | None:
     return NvExtAnswer(
         worker_id=worker,
         predicted_cached_tokens=(
-            sum(g.predicted_tokens for g in generations)
+            sum(g.predicted_tokens for g in generations[:: form.n])
             if "predicted_cached_tokens" in asked
             else None
         ),
@@ -110,15 +100,21 @@ async def answer_whole(
     finally:
         _release(service, request, generations)
     choices = [
-        Choice("".join(parts), generation.finish_reason or "stop")
+        _whole(form, generation, "".join(parts))
         for parts, generation in zip(texts, generations, strict=True)
     ]
-    head = form.id, form.created_s, form.model
-    tail = _usage(generations), _extra(form, generations)
-    body = (
-        chat_body(*head, choices[0], *tail) if form.chat else completion_body(*head, choices, *tail)
-    )
+    make_body = chat_body if form.chat else completion_body
+    tail = _usage(form, generations), _extra(form, generations)
+    body = make_body(form.id, form.created_s, form.model, choices, *tail)
     return web.Response(body=body, content_type="application/json")
+
+
+def _whole(form: Form, generation: Generation, text: str) -> Choice:
+    reason = generation.finish_reason or "stop"
+    if form.is_plain:
+        return Choice(text, reason)
+    sampled = generation.take_sampled()
+    return whole_choice(form, generation.job, generation.index, text, sampled, reason)
 
 
 async def answer_stream(
@@ -130,7 +126,7 @@ async def answer_stream(
     with a status of its own.
     """
     chunks: Chunks = (ChatChunks if form.chat else CompletionChunks)(
-        form.id, form.created_s, form.model
+        form.id, form.created_s, form.model, len(jobs)
     )
 
     def overrun(error: ClientTooSlow) -> None:
@@ -141,12 +137,25 @@ async def answer_stream(
     begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(generation: Generation, text: str, finish_reason: str | None) -> None:
-        usage = _usage(generations) if form.continuous_usage else None
+        usage = _usage(form, generations) if form.continuous_usage else None
         stream.send(chunks.text(text, generation.index, finish_reason, usage))
         if not begun.done():
             begun.set_result(None)
 
-    generations = [Generation(service, job, index, deliver) for index, job in enumerate(jobs)]
+    def deliver_parts(generation: Generation, text: str, finish_reason: str | None) -> None:
+        usage = _usage(form, generations) if form.continuous_usage else None
+        sampled = generation.take_sampled()
+        frames = shaped[generation.index].frames(text, sampled, finish_reason, usage)
+        if frames:
+            stream.send(frames)
+            if not begun.done():
+                begun.set_result(None)
+
+    shaped: list[ChoiceFrames] = []
+    if not form.is_plain:
+        shaped = [ChoiceFrames(form, job, index, chunks) for index, job in enumerate(jobs)]
+    chosen = deliver_parts if shaped else deliver
+    generations = [Generation(service, job, index, chosen) for index, job in enumerate(jobs)]
     failure: Exception | None = None
     try:
         for generation in generations:
@@ -161,7 +170,7 @@ async def answer_stream(
         if failure is not None:
             stream.send(error_frames(failure))
         else:
-            usage = _usage(generations) if form.include_usage else None
+            usage = _usage(form, generations) if form.include_usage else None
             extra = _extra(form, generations)
             last = chunks.last(usage, extra) if usage or extra else b""
             stream.send(last + DONE)

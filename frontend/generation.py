@@ -13,6 +13,7 @@ from frontend.detokenize import IncrementalDetokenizer
 from frontend.dispatch import Dispatch
 from frontend.errors import Deadline, DeadlineExceeded, code_of, is_overload
 from frontend.legs import Job
+from frontend.logprobs import Sampled
 from frontend.metrics import ModelMetrics
 from frontend.service import Service
 from indexer.radix import WorkerRank
@@ -40,9 +41,9 @@ class Generation:
     """
 
     __slots__ = (
-        "_accepted_s", "_deliver", "_detokenizer", "_dispatch", "_metrics", "_service", "_times",
-        "cached_tokens", "done", "finish_reason", "index", "isl", "job", "osl", "stop_reason",
-        "timing",
+        "_accepted_s", "_deliver", "_detokenizer", "_dispatch", "_metrics", "_sampled",
+        "_sampled_taken", "_service", "_times", "cached_tokens", "done", "finish_reason", "index",
+        "isl", "job", "osl", "stop_reason", "timing",
     )  # fmt: skip
 
     def __init__(self, service: Service, job: Job, index: int, deliver: Deliver) -> None:
@@ -58,7 +59,11 @@ class Generation:
         self._service = service
         self._deliver = deliver
         self._metrics: ModelMetrics = service.metrics.of_model(job.served.card.name)
-        self._dispatch = Dispatch(service, job, self._sink, self.fail)
+        # A way of its own, so that tokens without log probabilities pay nothing for them.
+        sink = self._sink if job.sampling.logprobs is None else self._sink_sampled
+        self._dispatch = Dispatch(service, job, sink, self.fail)
+        self._sampled: list[Sampled] = []
+        self._sampled_taken = 0
         self._times: TokenTimes | None = None
         self._accepted_s = 0.0
         stop = job.stop
@@ -91,6 +96,17 @@ class Generation:
             return 0
         # After a migration what was produced before it counts as prompt there.
         return min(self.isl, routed.overlap_blocks * self.job.served.card.block_size)
+
+    def take_sampled(self) -> list[Sampled]:
+        """The tokens that came since the last time, with their log probabilities: those up to the
+        one that stopped the output, and not that one if it is no part of the output."""
+        detokenizer, found = self._detokenizer, self._sampled
+        left = detokenizer.token_count - self._sampled_taken
+        if isinstance(detokenizer.stop_reason, int):
+            left -= 1
+        taken, self._sampled = found[:left], found[left:]
+        self._sampled_taken += len(taken)
+        return taken
 
     @property
     def is_running(self) -> bool:
@@ -182,6 +198,13 @@ class Generation:
             self._finish(text, FINISH_REASONS.get(reason, reason), still_running=False)
         elif text:
             self._deliver(self, text, None)
+
+    def _sink_sampled(self, output: Output) -> None:
+        if output.logprobs is not None:
+            # A worker that tells of fewer tokens than it sends is believed in those.
+            found = zip(output.token_ids, output.logprobs, strict=False)
+            self._sampled += [Sampled(*each) for each in found]
+        self._sink(output)
 
     def _first_token(self, now_s: float, cached_tokens: int | None, count: int) -> None:
         """Of this attempt, with `count - 1` more: after a migration there is another one."""

@@ -32,6 +32,8 @@ class Job(Struct, frozen=True, kw_only=True):
     include_stop: bool
     skip_special_tokens: bool
     hints: RoutingHints
+    media: dict[str, list[dict[str, str]]] | None = None
+    """As `frontend.media` has them for a worker."""
     started_s: float
     """When the handler began, by the service's clock."""
 

@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from frontend import media
 from frontend.errors import SHOWN_CHARS_MAX, BadRequest, NotAvailableYet, shown
+from frontend.guided import guided_decoding
 from frontend.openai_types import (
     ANNOTATIONS_LATER,
     EXTRA_FIELDS,
     EXTRA_FIELDS_LATER,
     LATER,
+    MEDIA_PARTS,
     PARTS_LATER,
     QUERY_INSTANCE_ID,
     U64_MAX,
@@ -25,6 +28,7 @@ from frontend.openai_types import (
     Message,
     NvExt,
 )
+from frontend.tool_use import calls_schema, check_tools, tool_use
 from workers.protocol import SamplingOptions, StopConditions
 
 __all__ = [
@@ -47,6 +51,8 @@ STOP_CHARS_MAX = 256
 PROMPTS_MAX = 128
 TEMPERATURE_MIN = 1e-6
 """Of a router's temperature above 0. A smaller one would differ from 0 by rounding errors only."""
+CHOICES_MAX = 128
+"""Outputs of a request: `n` for each prompt."""
 _UNKNOWN_LISTED_MAX = 20
 
 Prompt = str | list[int]
@@ -58,6 +64,9 @@ def decode_chat(body: bytes) -> ChatRequest:
     request = _decode(body, _chat_decoder)
     _check_common(request)
     _check_messages(request.messages)
+    _check_tools(request)
+    if request.top_logprobs and not request.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
     if request.chat_template_args is not None and request.chat_template_kwargs is not None:
         raise BadRequest(
             "chat_template_args and chat_template_kwargs are the same; give one of them",
@@ -70,7 +79,12 @@ def decode_completion(body: bytes) -> CompletionRequest:
     """Raises BadRequest. Linear in the body. Token ids are u32, but may be none of the model's."""
     request = _decode(body, _completion_decoder)
     _check_common(request)
-    prompts(request)
+    if len(prompts(request)) * (request.n or 1) > CHOICES_MAX:
+        raise BadRequest(f"n for each prompt is more than {CHOICES_MAX} outputs", "n")
+    if request.echo and request.logprobs is not None:
+        # The prompt's own would be part of them, and engines are not asked for those.
+        raise NotAvailableYet("echo with logprobs", "echo")
+    guided_decoding(request)
     return request
 
 
@@ -140,6 +154,8 @@ def _check_common(request: CommonRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options needs stream: true", "stream_options")
     _stops(request)
+    if (request.n or 1) > 1 and request.temperature == 0:
+        raise BadRequest("n above 1 needs a temperature above 0: all would be the same", "n")
     min_tokens, max_tokens = request.min_tokens, max_output_tokens(request)
     if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
         raise BadRequest("min_tokens is more than max_tokens", "min_tokens")
@@ -197,6 +213,23 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
         raise BadRequest("the body is nested too deeply", None, "invalid_json") from error
     for index, message in enumerate(checked):
         _check_message(message, f"messages[{index}]")
+    media.check_size(messages)
+
+
+def _check_tools(request: ChatRequest) -> None:
+    try:
+        check_tools(request.tools or [])
+    except msgspec.ValidationError as error:
+        raise _schema_error(str(error), "tools") from error
+    use = tool_use(request)
+    if use.demanded:
+        calls_schema(use)
+        if any(getattr(request, name) is not None for name in _GUIDED):
+            raise BadRequest("tool_choice demands a call, guided by itself", "tool_choice")
+    guided_decoding(request)
+
+
+_GUIDED = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
 
 def _check_message(message: Message, place: str) -> None:
@@ -213,6 +246,9 @@ def _check_message(message: Message, place: str) -> None:
         where = f"{place}.content[{index}]"
         if part.type in PARTS_LATER:
             raise NotAvailableYet(f"{where}: {part.type}", where)
+        if part.type in MEDIA_PARTS:
+            media.check_part(part, where)
+            continue
         if part.type not in ("text", "refusal"):
             raise BadRequest(f"{where}: unknown type {shown(part.type)}", f"{where}.type")
         if (part.text if part.type == "text" else part.refusal) is None:
@@ -282,9 +318,17 @@ def stop_conditions(request: ChatRequest | CompletionRequest) -> StopConditions:
     )
 
 
-def sampling_options(request: ChatRequest | CompletionRequest) -> SamplingOptions:
+def sampling_options(
+    request: ChatRequest | CompletionRequest, choice: int = 0, *, demands_call: bool = False
+) -> SamplingOptions:
+    """Of one output: `choice` counts those of a prompt, each with a seed of its own if the client
+    gave one. demands_call: guide the output to the calls that the request demands."""
+    guided: dict[str, Any] | None
+    if demands_call and isinstance(request, ChatRequest):
+        guided = {"json": calls_schema(tool_use(request))}
+    else:
+        guided = guided_decoding(request)
     return SamplingOptions(
-        n=request.n,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
@@ -292,6 +336,19 @@ def sampling_options(request: ChatRequest | CompletionRequest) -> SamplingOption
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
+        seed=None if request.seed is None else _wrapped(request.seed + choice),
         logit_bias=request.logit_bias,
+        guided_decoding=guided,
+        logprobs=_logprobs(request),
     )
+
+
+def _wrapped(seed: int) -> int:
+    """An i64, as seeds are."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
+    if isinstance(request, CompletionRequest):
+        return request.logprobs
+    return (request.top_logprobs or 0) if request.logprobs else None

@@ -3,12 +3,12 @@
 What a type and a range can say is said here, in msgspec's terms; `frontend.openai` has the rules
 between fields. A field is in one of three groups:
 
-- **Used.** It does what it says.
+- **Used.** It does what it says, or the engine does: the `guided_*` fields and `response_format`
+  are passed on.
 - **Without effect here, by its definition**, hence taken whatever it says: `user`, `metadata`,
-  `safety_identifier` (they label a request), `prompt_cache_key` (a hint), `parallel_tool_calls`
-  (there are no tools).
+  `safety_identifier` (they label a request), `prompt_cache_key` (a hint).
 - **Not available yet** (`LATER`): known to clients, its machinery not built. A value that asks for
-  nothing (`n: 1`, `tools: []`, `store: false`) passes, any other is refused by name.
+  nothing (`best_of: 1`, `suffix: ""`, `store: false`) passes, any other is refused by name.
 
 Any other field is unknown and refused. Messages are the exception: keys that are not in `Message`
 go to the chat template as they came, for templates have keys of their own (`reasoning_content`).
@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 STOP_TOKEN_IDS_MAX = 1024
 PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
+FUNCTION_NAME_CHARS_MAX = 96
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 
@@ -128,13 +129,20 @@ class CommonRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     nvext: NvExt | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    """A JSON schema, or its text."""
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    guided_decoding_backend: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     user: Name | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     detokenize: bool | None = None
@@ -143,14 +151,47 @@ class CommonRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     allowed_token_ids: Later = None
     bad_words_token_ids: Later = None
     cache_salt: Later = None
-    guided_json: Later = None
-    guided_regex: Later = None
-    guided_grammar: Later = None
-    guided_choice: Later = None
-    guided_decoding_backend: Later = None
-    guided_whitespace_pattern: Later = None
     mm_processor_kwargs: Later = None
     media_io_kwargs: Later = None
+
+
+class FunctionTool(Struct):
+    name: Annotated[str, Meta(min_length=1, max_length=FUNCTION_NAME_CHARS_MAX)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema; None: it takes none, as far as is said."""
+
+
+class Tool(Struct):
+    """What a tool must be, whatever else it has."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class _Named(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    """This one shall be called."""
+
+    function: _Named
+    type: Literal["function"] = "function"
+
+
+class JsonSchema(Struct):
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    """json_schema: required by the type of that name."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
@@ -164,17 +205,17 @@ class ChatRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
     chat_template_args: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
-
-    parallel_tool_calls: bool | None = None
-
-    continue_final_message: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: Annotated[list[Any], Meta(max_length=1536)] | None = None
-    tool_choice: Later = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=1536)] | None = None
+    """Each keeps the rules of `Tool`, and has whatever else the client sent."""
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    continue_final_message: bool | None = None
     functions: Annotated[list[Any], Meta(max_length=1536)] | None = None
     function_call: Later = None
-    response_format: Later = None
     modalities: list[str] | None = None
     audio: Later = None
     prediction: Later = None
@@ -186,11 +227,11 @@ class ChatRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
 
 class CompletionRequest(CommonRequest, kw_only=True, forbid_unknown_fields=True):
     prompt: str | list[str | TokenId | list[TokenId]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
-    echo: bool | None = None
     suffix: str | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
 class Function(Struct):
@@ -204,10 +245,27 @@ class ToolCall(Struct):
     type: Literal["function"] = "function"
 
 
+class Link(Struct):
+    url: str
+
+
+class Sound(Struct):
+    """data: base64. format: such as wav or mp3."""
+
+    data: str
+    format: Name
+
+
 class Part(Struct):
+    """Has what its type says: `image_url` for a part of that type, and so on."""
+
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: Link | None = None
+    audio_url: Link | None = None
+    video_url: Link | None = None
+    input_audio: Sound | None = None
 
 
 class Message(Struct):
@@ -223,23 +281,16 @@ class Message(Struct):
 
 
 _IDLE: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "store": (False,),
     "service_tier": ("auto", "default"),
     "detokenize": (True,),
     "return_tokens_as_token_ids": (False,),
     "continue_final_message": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
-    "echo": (False,),
     "suffix": ("",),
     "speculative_prefill": (False,),
     "greed_sampling": (False,),
@@ -269,4 +320,11 @@ EXTRA_FIELDS_LATER = (
 QUERY_INSTANCE_ID = "query_instance_id"
 """An annotation is a name, or a name, a colon and a value; this one has no value."""
 ANNOTATIONS_LATER = ("request_id", "formatted_prompt", "token_ids", "llm_metrics")
-PARTS_LATER = ("image_url", "video_url", "audio_url", "input_audio", "file")
+MEDIA_PARTS = {
+    "image_url": "image",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video_url": "video",
+}
+"""Part type → the modality that a model must take for it."""
+PARTS_LATER = ("file",)

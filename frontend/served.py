@@ -18,6 +18,7 @@ from eventstore.errors import EventStoreError
 from eventstore.subjects import hex_id
 from frontend.errors import ModelNotFound, NotReady
 from frontend.model_options import AS_WORKERS_SAY, ModelOptions
+from frontend.parsers import UnknownFormat, output_parser
 from frontend.template import ChatTemplate
 from frontend.tokenizer import BadTokenizer, Tokenizer
 from workers.card import Instance, ModelCard
@@ -215,7 +216,7 @@ class ServedModels:
         model = self._models.get(instance.card.name)
         if why is None and model is not None:
             why = _difference(model.card, instance.card)
-        return why
+        return why or _unreadable(instance.card)
 
     def _refuse(self, worker_id: int, why: str) -> None:
         if self._refused.get(worker_id) == why:
@@ -246,11 +247,28 @@ class ServedModels:
         return ServedModel(card, tokenizer, template, int(self._now_s()), own_name)
 
 
+def _unreadable(card: ModelCard) -> str | None:
+    """What keeps the model's output from being read; None if nothing does."""
+    try:
+        output_parser(tools_as=card.tool_call_parser, reasoning_as=card.reasoning_parser)
+    except UnknownFormat as error:
+        return str(error)
+    return None
+
+
 def _difference(serving: ModelCard, newcomer: ModelCard) -> str | None:
     """What keeps the newcomer from serving beside the others; None if nothing does."""
     if serving.checksum() == newcomer.checksum():
         return None
-    for field in ("block_size", "context_length", "files", "eos_token_ids"):
+    for field in (
+        "block_size",
+        "context_length",
+        "files",
+        "eos_token_ids",
+        "tool_call_parser",
+        "reasoning_parser",
+        "modalities",
+    ):
         ours, theirs = getattr(serving, field), getattr(newcomer, field)
         if ours != theirs:
             if field == "files":

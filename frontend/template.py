@@ -21,6 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from frontend.errors import TemplateFailed
+from frontend.openai_types import MEDIA_PARTS
 from frontend.tokenizer import BadTokenizer, read_json, token_text
 
 LOOPS_MAX = 200_000
@@ -131,12 +132,13 @@ class ChatTemplate:
 def normalise_message(message: Message) -> dict[str, Any]:
     """A message in the form that templates are written for.
 
-    Keys that are null are absent, content excepted; content parts are one text, joined by newlines;
+    Keys that are null are absent, content excepted; content parts are one text, joined by newlines,
+    and stay parts where one is an image, a sound or a video, whose place the template marks;
     the arguments of tool calls are objects where they are an object's JSON. Other keys stay.
     """
     normal = {key: value for key, value in message.items() if value is not None or key == "content"}
     content = normal.get("content")
-    if isinstance(content, list):
+    if isinstance(content, list) and not any(part.get("type") in MEDIA_PARTS for part in content):
         normal["content"] = "\n".join(
             part.get("text") or part.get("refusal", "") for part in content
         )

@@ -20,6 +20,7 @@ from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -71,10 +72,12 @@ BAD_BODIES: list[tuple[str, bytes, int, str | None]] = [
     (CHAT, chat(max_tokens=0), 400, "max_tokens"),
     (CHAT, chat(max_tokens=10**30), 400, "max_tokens"),
     (CHAT, chat(max_tokens=512), 400, "max_tokens"),
-    (CHAT, chat(n=2), 400, "n"),
+    (CHAT, chat(n=2, temperature=0), 400, "n"),
+    (CHAT, chat(functions=[{}]), 400, "functions"),
     (CHAT, chat(foo=1, bar=2), 400, "foo"),
     (CHAT, chat(stop=["x"] * 33), 400, "stop"),
-    (CHAT, chat(tools=[{"type": "function"}]), 400, "tools"),
+    (CHAT, chat(tools=[{"type": "function"}]), 400, "tools[0].function"),
+    (CHAT, chat(messages=[{"role": "user", "content": [IMAGE]}]), 400, "messages[0].content[0]"),
     (CHAT, chat(stream_options={"include_usage": True}), 400, "stream_options"),
     (CHAT, chat(messages=[{"role": "user", "content": "word " * 600}]), 400, "messages"),
     (TEXT, b'{"model":"tiny"}', 400, "prompt"),
@@ -214,6 +217,7 @@ known_fields = st.sampled_from(
     [
         *("messages", "prompt", "stream", "max_tokens", "stop", "temperature", "n", "nvext"),
         *("stream_options", "logit_bias", "min_tokens", "top_k", "tools", "user", "seed"),
+        *("tool_choice", "response_format", "logprobs", "top_logprobs", "guided_json", "echo"),
     ]
 )
 bodies = st.one_of(

@@ -62,6 +62,11 @@ PURE = [
     "frontend/template.py",
     "frontend/detokenize.py",
     "frontend/chunks.py",
+    "frontend/tool_use.py",
+    "frontend/guided.py",
+    "frontend/media.py",
+    "frontend/message.py",
+    "frontend/logprobs.py",
     "frontend/errors.py",
     "simulations/trace.py",
 ]

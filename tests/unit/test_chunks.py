@@ -62,7 +62,7 @@ def chat_chunks() -> ChatChunks:
 
 
 def completion_chunks() -> CompletionChunks:
-    return CompletionChunks("cmpl-1", 1700000000, 'ti"ny')
+    return CompletionChunks("cmpl-1", 1700000000, 'ti"ny', choices=2)
 
 
 def test_a_chat_stream() -> None:
@@ -220,7 +220,7 @@ def test_a_failed_stream_says_so_and_is_done() -> None:
 
 def test_a_chat_body() -> None:
     body = msgspec.json.decode(
-        chat_body("chatcmpl-1", 1700000000, "tiny", Choice(ODD, "stop"), USAGE, NVEXT)
+        chat_body("chatcmpl-1", 1700000000, "tiny", [Choice(ODD, "stop")], USAGE, NVEXT)
     )
     assert body == {
         "id": "chatcmpl-1",
@@ -241,7 +241,7 @@ def test_a_chat_body() -> None:
 
 
 def test_no_text_is_null_content_in_chat() -> None:
-    body = msgspec.json.decode(chat_body("i", 1, "m", Choice("", "stop"), Usage(1, 1), None))
+    body = msgspec.json.decode(chat_body("i", 1, "m", [Choice("", "stop")], Usage(1, 1), None))
     assert body["choices"][0]["message"]["content"] is None
     assert "nvext" not in body
     assert "prompt_tokens_details" not in body["usage"]
@@ -270,5 +270,47 @@ def test_the_openai_library_reads_them_strictly() -> None:
         chunks.text("a") + chunks.text("", finish_reason="stop") + chunks.last(USAGE)
     ):
         ChatCompletionChunk.model_validate(frame, strict=True)
-    ChatCompletion.model_validate_json(chat_body("i", 1, "m", choice, USAGE, NVEXT), strict=True)
+    ChatCompletion.model_validate_json(chat_body("i", 1, "m", [choice], USAGE, NVEXT), strict=True)
     Completion.model_validate_json(completion_body("i", 1, "m", [choice], USAGE, None), strict=True)
+
+
+def test_a_chunk_of_more_than_text() -> None:
+    logprobs: dict[str, Any] = {"content": [], "refusal": None}
+    calls = [{"index": 0, "id": "c", "type": "function", "function": {"name": ODD}}]
+    chunks = ChatChunks("chatcmpl-1", 1700000000, "tiny", choices=2)
+    frames = read(
+        chunks.parts({"reasoning_content": "a"}, 1, None)
+        + chunks.parts({"tool_calls": calls}, 1, logprobs, usage=USAGE)
+        + chunks.parts({}, 1, logprobs, "tool_calls")
+        + chunks.parts({}, 0, None, "stop")
+    )
+    choices = [frame["choices"][0] for frame in frames]
+    assert [choice["index"] for choice in choices] == [1, 1, 1, 0]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "reasoning_content": "a"},
+        {"tool_calls": calls},
+        {},
+        {"role": "assistant", "content": ""},
+    ]
+    assert [choice["logprobs"] for choice in choices] == [None, logprobs, logprobs, None]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, "tool_calls", "stop"]
+    assert [frame.get("usage") for frame in frames] == [None, WIRE_USAGE, None, None]
+    for frame in frames:
+        ChatCompletionChunk.model_validate(frame, strict=True)
+
+
+def test_a_completions_chunk_with_log_probabilities() -> None:
+    told = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{}], "text_offset": [0]}
+    [frame] = read(completion_chunks().parts({"text": ODD}, 1, told, "length", USAGE))
+    only = {"index": 1, "text": ODD, "logprobs": told, "finish_reason": "length"}
+    assert (frame["choices"], frame["usage"]) == ([only], WIRE_USAGE)
+
+
+def test_a_message_has_more_than_content() -> None:
+    parts = {"tool_calls": [], "reasoning_content": "so"}
+    choices = [Choice("", "tool_calls", {"content": []}, parts), Choice("b", "stop")]
+    body = msgspec.json.decode(chat_body("i", 1, "m", choices, USAGE, None))
+    first, second = body["choices"]
+    assert first["message"] == {"role": "assistant", "content": None, "refusal": None, **parts}
+    assert (first["logprobs"], second["logprobs"]) == ({"content": []}, None)
+    assert (first["index"], second["index"]) == (0, 1)

@@ -24,6 +24,7 @@ from frontend.openai_types import LATER, NvExt
 from workers.protocol import SamplingOptions, StopConditions
 
 USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -66,10 +67,18 @@ def refusal(**fields: Any) -> BadRequest:
         {"nvext": {"router_config_override": {
             "overlap_score_weight": 0, "router_temperature": 0.5, "assume_kv_reuse": False}}},
         {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
+        {"n": 128}, {"n": 2, "temperature": 0.1}, {"logprobs": True, "top_logprobs": 20},
+        {"logprobs": False, "top_logprobs": 0},
+        {"tools": [], "tool_choice": "auto"}, {"tool_choice": "none"},
+        {"tools": [TOOL]}, {"tools": [TOOL, TOOL], "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"tools": [{**TOOL, "more": 1}], "tool_choice": "none", "parallel_tool_calls": True},
+        {"response_format": {"type": "text"}, "guided_regex": "a+"},
+        {"response_format": {"type": "json_object"}, "guided_decoding_backend": "b"},
+        {"guided_json": '{"type": "object"}'}, {"guided_choice": ["a", "b"]},
         # What is not available yet may be asked for in a way that asks for nothing.
-        {"n": 1, "store": False, "service_tier": "auto", "logprobs": False, "top_logprobs": 0},
-        {"tools": [], "tool_choice": "auto", "functions": [], "function_call": "none"},
-        {"response_format": {"type": "text"}, "modalities": ["text"], "detokenize": True},
+        {"store": False, "service_tier": "auto", "functions": [], "function_call": "none"},
+        {"modalities": ["text"], "detokenize": True},
         {name: None for name in LATER[ChatRequest]},
     ],
 )  # fmt: skip
@@ -92,7 +101,11 @@ def test_fields_that_are_taken(fields: dict[str, Any]) -> None:
         ("stop", "x" * (STOP_CHARS_MAX + 1)),
         ("user", ""), ("stream", "yes"), ("ignore_eos", 1), ("logit_bias", {"a": 1}),
         ("logit_bias", {"²": 1}), ("stream_options", {"include_usage": True}),
-        ("top_logprobs", 21), ("tools", [{}] * 1537), ("service_tier", "gold"),
+        ("top_logprobs", 21), ("top_logprobs", 1), ("tools", [{}] * 1537),
+        ("tool_choice", "required"), ("tool_choice", "f"), ("tool_choice", 1),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("guided_choice", []), ("guided_json", "{"), ("guided_json", "[]"), ("guided_regex", 1),
+        ("service_tier", "gold"),
         ("reasoning_effort", "most"), ("metadata", []),
         ("nvext", 5),
     ],
@@ -139,6 +152,16 @@ def test_values_that_are_refused_name_their_field(param: str, value: Any) -> Non
         ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
         ("stop[0]", {"stop": [True]}),
         ("min_tokens", {"min_tokens": 2, "max_tokens": 1}),
+        ("n", {"n": 2, "temperature": 0}),
+        ("tools[0].function", {"tools": [{"type": "function"}]}),
+        ("tools[0].type", {"tools": [{**TOOL, "type": "grep"}]}),
+        ("tools[1].function.name", {"tools": [TOOL, {**TOOL, "function": {"name": "x" * 97}}]}),
+        ("tool_choice", {"tools": [TOOL], "tool_choice": {"function": {"name": "g"}}}),
+        ("tool_choice", {"tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}),
+        ("guided_regex", {"guided_json": {}, "guided_regex": "a"}),
+        ("response_format", {"guided_regex": "a", "response_format": {"type": "json_object"}}),
+        ("response_format.json_schema", {"response_format": {"type": "json_schema"}}),
+        ("response_format.type", {"response_format": {"type": "xml"}}),
         ("min_tokens", {"min_tokens": 2, "max_tokens": 9, "max_completion_tokens": 1}),
         ("chat_template_kwargs", {"chat_template_kwargs": {}, "chat_template_args": {}}),
     ],
@@ -164,12 +187,9 @@ def test_a_missing_field_is_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n": 2}, "n other than 1 is not available yet"),
-        ({"logprobs": True}, "logprobs other than false is not available yet"),
-        ({"tool_choice": "required"}, 'tool_choice other than "none" is not available yet'),
-        ({"tools": [{}]}, "tools is not available yet"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not available yet"),
-        ({"guided_json": {}}, "guided_json is not available yet"),
+        ({"functions": [{}]}, "functions is not available yet"),
+        ({"function_call": {"name": "f"}}, 'function_call other than "none" is not available yet'),
+        ({"prompt_logprobs": 1}, "prompt_logprobs is not available yet"),
         ({"cache_salt": "s"}, "cache_salt is not available yet"),
         ({"nvext": {"token_data": [1]}}, "nvext.token_data is not available yet"),
         ({"nvext": {"use_raw_prompt": True}}, "nvext.use_raw_prompt other than false"),
@@ -194,69 +214,20 @@ def test_every_extension_that_is_not_built_is_refused(name: str) -> None:
         chat(nvext={name: ["something"]})
 
 
-def test_logprobs_zero_asks_for_something() -> None:
-    with pytest.raises(NotAvailableYet, match="logprobs"):
-        completion(logprobs=0)
-
-
 @pytest.mark.parametrize(
-    "fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"max_completion_tokens": 5}]
+    "fields",
+    [
+        {"suffix": "x"},
+        {"best_of": 2},
+        {"max_completion_tokens": 5},
+        {"echo": True, "logprobs": 0},
+        {"n": 65, "prompt": ["a", "b"]},
+    ],
 )
 def test_completion_fields_that_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(BadRequest) as raised:
         completion(**fields)
     assert raised.value.param in fields
-
-
-# --- messages -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "developer", "content": "x"},
-        {"role": "system", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": ""}], "name": "u"},
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
-        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "refusal": None},
-        {"role": "assistant", "content": "x", "reasoning_content": "hm", "audio": None},
-        {"role": "tool", "content": "42", "tool_call_id": "1"},
-        {"role": "function", "content": "42", "name": "f"},
-    ],
-)
-def test_messages_that_are_taken_as_they_are(message: dict[str, Any]) -> None:
-    assert chat(messages=[message]).messages == [message]
-
-
-@pytest.mark.parametrize(
-    ("message", "param"),
-    [
-        ("hi", "messages[1]"),
-        ({"content": "x"}, "messages[1].role"),
-        ({"role": "robot", "content": "x"}, "messages[1].role"),
-        ({"role": "user"}, "messages[1].content"),
-        ({"role": "user", "content": None}, "messages[1].content"),
-        ({"role": "user", "content": []}, "messages[1].content"),
-        ({"role": "user", "content": 5}, "messages[1].content"),
-        ({"role": "user", "content": {"type": "text"}}, "messages[1].content"),
-        ({"role": "user", "content": ["x"]}, "messages[1].content[0]"),
-        ({"role": "user", "content": [{"text": "x"}]}, "messages[1].content[0].type"),
-        ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text"),
-        ({"role": "user", "content": [{"type": "poem"}]}, "messages[1].content[0].type"),
-        ({"role": "user", "content": [{"type": "image_url"}]}, "messages[1].content[0]"),
-        ({"role": "assistant", "content": None}, "messages[1].content"),
-        ({"role": "assistant", "content": None, "tool_calls": []}, "messages[1].content"),
-        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls[0].function"),
-        ({"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]},
-         "messages[1].tool_calls[0].type"),
-        ({"role": "assistant", "content": None, "audio": {"id": "a"}}, "messages[1].audio"),
-        ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages[1].tool_calls"),
-        ({"role": "tool", "content": "x", "tool_call_id": 5}, "messages[1].tool_call_id"),
-    ],
-)  # fmt: skip
-def test_messages_that_are_refused(message: Any, param: str) -> None:
-    assert refusal(messages=[USER, message]).param == param
 
 
 # --- any bytes ------------------------------------------------------------------------------------
@@ -352,7 +323,7 @@ def test_stop_conditions() -> None:
 def test_sampling_options_are_what_the_client_gave() -> None:
     assert sampling_options(chat()) == SamplingOptions()
     given = {
-        "n": 1, "temperature": 0.5, "top_p": 0.25, "top_k": 4, "min_p": 0.125, "seed": 7,
+        "temperature": 0.5, "top_p": 0.25, "top_k": 4, "min_p": 0.125, "seed": 7,
         "presence_penalty": 1.0, "frequency_penalty": -1.0, "repetition_penalty": 1.5,
         "logit_bias": {"5": 1.0},
     }  # fmt: skip

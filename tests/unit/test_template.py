@@ -259,3 +259,11 @@ def test_loops_over_what_a_client_sends_are_bounded() -> None:
     with pytest.raises(TemplateFailed, match="loops more than"):
         render(source, *[USER] * 1000)
     assert render(source, *[USER] * 100) == ""
+
+
+def test_parts_stay_parts_where_one_is_no_text() -> None:
+    """Its place among the texts is the template's to mark."""
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    text = {"type": "text", "text": "see"}
+    assert normalise_message({"role": "user", "content": [text, image]})["content"] == [text, image]
+    assert normalise_message({"role": "user", "content": [text, text]})["content"] == "see\nsee"
