@@ -155,6 +155,7 @@ def _instance(
         max_num_batched_tokens=config.max_num_batched_tokens,
         tool_call_parser=settings.tool_call_parser,
         reasoning_parser=settings.reasoning_parser,
+        modalities=["text", *settings.modalities],
     )
     return Instance(
         worker_id=0,

@@ -172,6 +172,14 @@ class MockWorkerSettings(ProcessSettings, frozen=True, kw_only=True):
             unset="reasoning stays in the text",
         ),
     ] = None
+    modalities: Annotated[
+        tuple[Literal["image", "audio", "video"], ...],
+        Option(
+            "RECKON_MODALITIES",
+            "What the model takes besides text; may be given several times. The mock engine looks "
+            "at none of it.",
+        ),
+    ] = ()
 
     speedup_ratio: Annotated[
         float,

@@ -201,13 +201,16 @@ async def test_it_registers_serves_and_ends_in_order(nats_url: str, namespace: s
 
 
 async def test_its_model_files_reach_a_frontend(nats: Nats, nats_url: str, namespace: str) -> None:
-    async with worker(nats_url, namespace):
+    parsers = ("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
+    async with worker(nats_url, namespace, *parsers, "--modalities", "image"):
         cards = []
         discovery = NatsDiscovery(nats, namespace)
         await discovery.watch(lambda instance: cards.append(instance.card), lambda *_: None)
         [card] = cards
         assert await ModelStore(nats, namespace).download(card.files) == read_model(SHIPPED_MODEL)
         assert card.eos_token_ids
+        assert (card.tool_call_parser, card.reasoning_parser) == ("hermes", "qwen3")
+        assert card.modalities == ["text", "image"]
         await discovery.close()
 
 
