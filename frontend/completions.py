@@ -26,6 +26,7 @@ from frontend.openai import (
     Prompt,
     decode_chat,
     decode_completion,
+    for_choice,
     prompts,
     sampling_options,
     stop_conditions,
@@ -119,6 +120,7 @@ class _Endpoint:
         if not stop.ignore_eos:
             stop.stop_token_ids_hidden += served.card.eos_token_ids
         demands_call = message is not None and message.demands_guided
+        sampling = sampling_options(asked, demands_call=demands_call)
         jobs = [
             Job(
                 request_id=request_id if index == 0 else f"{request_id}-{index}",
@@ -127,7 +129,7 @@ class _Endpoint:
                 served=served,
                 token_ids=token_ids,
                 stop=stop,
-                sampling=sampling_options(asked, index % form.n, demands_call=demands_call),
+                sampling=for_choice(sampling, index % form.n),
                 include_stop=bool(asked.include_stop_str_in_output),
                 # What parsers look for may be special tokens.
                 skip_special_tokens=asked.skip_special_tokens is not False and message is None,

@@ -4,6 +4,7 @@ That is one of `json`, `regex`, `grammar` and `choice`, and beside it `backend` 
 `whitespace_pattern` where the client gave them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +14,9 @@ from frontend.openai_types import ChatRequest, CompletionRequest, ResponseFormat
 
 _KINDS = ("json", "regex", "grammar", "choice")
 ANY_OBJECT = {"type": "object"}
+SCHEMA_DEPTH_MAX = 128
+"""Objects and arrays within one another. Coders of JSON and MessagePack stop at some depth of their
+own, here and in the engines, and it depends on who calls them."""
 
 
 def guided_decoding(request: ChatRequest | CompletionRequest) -> dict[str, Any] | None:
@@ -32,11 +36,28 @@ def guided_decoding(request: ChatRequest | CompletionRequest) -> dict[str, Any] 
         raise BadRequest(f"give one of {', '.join(params)}", params[-1])
     if not guided:
         return None
+    if "json" in guided:
+        check_depth(guided["json"], params[-1])
     if request.guided_decoding_backend is not None:
         guided["backend"] = request.guided_decoding_backend
     if request.guided_whitespace_pattern is not None:
         guided["whitespace_pattern"] = request.guided_whitespace_pattern
     return guided
+
+
+def check_depth(schema: Mapping[str, Any], param: str) -> None:
+    """Raises BadRequest if it is nested deeper than SCHEMA_DEPTH_MAX. Linear in the schema."""
+    level: list[Any] = [schema]
+    for _ in range(SCHEMA_DEPTH_MAX):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"{param}: the schema is nested too deeply", param)
 
 
 def _format_schema(form: ResponseFormat) -> dict[str, Any] | None:

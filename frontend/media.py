@@ -1,7 +1,8 @@
 """Images, sounds and videos in messages: what of them goes to a worker.
 
 The frontend fetches nothing. A worker gets the URLs, `data:` ones among them, in the order of the
-messages, as `{"image_url": [{"Url": …}, …], "audio_url": …, "video_url": …}`.
+messages, as `{"image_url": [{"Url": …}, …], "audio_url": …, "video_url": …}`. What is too large for
+it is refused where it is sent, as every request is that a frame does not hold.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,6 @@ from frontend.errors import BadRequest
 from frontend.openai_types import MEDIA_PARTS, Part
 
 SCHEMES = ("http://", "https://", "data:")
-MEDIA_CHARS_MAX = 16 * 1024 * 1024
-"""Of all URLs of a request: what is over it would not fit a frame of the request plane."""
 
 
 def check_part(part: Part, place: str) -> None:
@@ -23,12 +22,6 @@ def check_part(part: Part, place: str) -> None:
         raise BadRequest(f"{param} is required", param, "missing_field")
     if part.type != "input_audio" and not given.url.startswith(SCHEMES):
         raise BadRequest(f"{param}.url: expected an http, https or data URL", f"{param}.url")
-
-
-def check_size(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raises BadRequest if the media are more than MEDIA_CHARS_MAX characters together."""
-    if sum(len(_url(part)) for _, part in _parts(messages)) > MEDIA_CHARS_MAX:
-        raise BadRequest(f"media take at most {MEDIA_CHARS_MAX} characters", "messages")
 
 
 def media_for(

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from frontend import media
 from frontend.errors import SHOWN_CHARS_MAX, BadRequest, NotAvailableYet, shown
-from frontend.guided import guided_decoding
+from frontend.guided import check_depth, guided_decoding
+from frontend.media import check_part
 from frontend.openai_types import (
     ANNOTATIONS_LATER,
     EXTRA_FIELDS,
@@ -38,6 +39,7 @@ __all__ = [
     "Prompt",
     "decode_chat",
     "decode_completion",
+    "for_choice",
     "max_output_tokens",
     "prompts",
     "sampling_options",
@@ -213,7 +215,6 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
         raise BadRequest("the body is nested too deeply", None, "invalid_json") from error
     for index, message in enumerate(checked):
         _check_message(message, f"messages[{index}]")
-    media.check_size(messages)
 
 
 def _check_tools(request: ChatRequest) -> None:
@@ -221,7 +222,11 @@ def _check_tools(request: ChatRequest) -> None:
         check_tools(request.tools or [])
     except msgspec.ValidationError as error:
         raise _schema_error(str(error), "tools") from error
+    except RecursionError as error:
+        raise BadRequest("the body is nested too deeply", None, "invalid_json") from error
     use = tool_use(request)
+    for schema in use.callable.values():
+        check_depth(schema, "tools")
     if use.demanded:
         calls_schema(use)
         if any(getattr(request, name) is not None for name in _GUIDED):
@@ -247,7 +252,7 @@ def _check_message(message: Message, place: str) -> None:
         if part.type in PARTS_LATER:
             raise NotAvailableYet(f"{where}: {part.type}", where)
         if part.type in MEDIA_PARTS:
-            media.check_part(part, where)
+            check_part(part, where)
             continue
         if part.type not in ("text", "refusal"):
             raise BadRequest(f"{where}: unknown type {shown(part.type)}", f"{where}.type")
@@ -319,10 +324,9 @@ def stop_conditions(request: ChatRequest | CompletionRequest) -> StopConditions:
 
 
 def sampling_options(
-    request: ChatRequest | CompletionRequest, choice: int = 0, *, demands_call: bool = False
+    request: ChatRequest | CompletionRequest, *, demands_call: bool = False
 ) -> SamplingOptions:
-    """Of one output: `choice` counts those of a prompt, each with a seed of its own if the client
-    gave one. demands_call: guide the output to the calls that the request demands."""
+    """demands_call: guide the output to the calls that the request demands."""
     guided: dict[str, Any] | None
     if demands_call and isinstance(request, ChatRequest):
         guided = {"json": calls_schema(tool_use(request))}
@@ -336,16 +340,20 @@ def sampling_options(
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
-        seed=None if request.seed is None else _wrapped(request.seed + choice),
+        seed=request.seed,
         logit_bias=request.logit_bias,
         guided_decoding=guided,
         logprobs=_logprobs(request),
     )
 
 
-def _wrapped(seed: int) -> int:
-    """An i64, as seeds are."""
-    return (seed + 2**63) % 2**64 - 2**63
+def for_choice(sampling: SamplingOptions, choice: int) -> SamplingOptions:
+    """The same for one of several outputs of a prompt, which differ by their seeds if the client
+    gave one: it is the first one's."""
+    if sampling.seed is None or not choice:
+        return sampling
+    # An i64, as seeds are.
+    return replace(sampling, seed=(sampling.seed + choice + 2**63) % 2**64 - 2**63)
 
 
 def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:

@@ -21,6 +21,7 @@ from tests.waiting import eventually
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+TOOL: dict[str, Any] = {"type": "function"}
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -51,6 +52,14 @@ def chat(**fields: Any) -> bytes:
     return json.dumps({"model": MODEL, "messages": MESSAGES, **fields}).encode()
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Less deep than what a JSON decoder gives up at."""
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"a": schema}
+    return schema
+
+
 BAD_BODIES: list[tuple[str, bytes, int, str | None]] = [
     (CHAT, b"{", 400, None),
     (CHAT, b"", 400, None),
@@ -74,6 +83,8 @@ BAD_BODIES: list[tuple[str, bytes, int, str | None]] = [
     (CHAT, chat(max_tokens=512), 400, "max_tokens"),
     (CHAT, chat(n=2, temperature=0), 400, "n"),
     (CHAT, chat(functions=[{}]), 400, "functions"),
+    (CHAT, chat(guided_json=nested(900)), 400, "guided_json"),
+    (CHAT, chat(tools=[{**TOOL, "function": {"name": "f", "parameters": nested(900)}}]), 400, None),
     (CHAT, chat(foo=1, bar=2), 400, "foo"),
     (CHAT, chat(stop=["x"] * 33), 400, "stop"),
     (CHAT, chat(tools=[{"type": "function"}]), 400, "tools[0].function"),

@@ -1,11 +1,13 @@
 """Several choices, log probabilities, echoes and media through the real `openai` SDK."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import openai
 import pytest
 
 from tests.integration.harness import MODEL, TOKENIZER, Harness, card, frontend
+from tests.integration.mock_workers import mock_worker
 from workers.protocol import Output, TokenLogprobs
 
 QUESTION: Any = [{"role": "user", "content": "Hello!"}]
@@ -158,3 +160,36 @@ async def test_media_go_to_workers_that_take_them_and_are_refused_for_others() -
         assert refused.value.param == "messages[0].content[1]"
         assert "takes no image" in refused.value.message
         assert not here.workers[0].streams
+
+
+@pytest.mark.parametrize("roles", [("aggregated",), ("prefill", "decode")])
+async def test_the_mock_engines_choices_and_logprobs_are_the_same_in_a_stream(
+    roles: tuple[str, ...],
+) -> None:
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(frontend())
+        for role in roles:
+            await stack.enter_async_context(mock_worker(here, role))
+        counts: Any = dict.fromkeys(roles, 1)
+        await here.until_served(**counts)
+        client = await stack.enter_async_context(
+            openai.AsyncOpenAI(base_url=here.url + "/v1", api_key="none", max_retries=0)
+        )
+        asked: Any = {
+            "model": MODEL, "messages": QUESTION, "n": 2, "seed": 3, "max_tokens": 9,
+            "logprobs": True, "top_logprobs": 3, "extra_body": {"ignore_eos": True},
+        }  # fmt: skip
+        whole = await client.chat.completions.create(**asked)
+        texts = [choice.message.content for choice in whole.choices]
+        assert len(set(texts)) == 2
+        streamed: list[Any] = [[], []]
+        async for chunk in await client.chat.completions.create(**asked, stream=True):
+            [choice] = chunk.choices
+            if choice.logprobs is not None:
+                streamed[choice.index] += choice.logprobs.content or []
+        for choice, tokens in zip(whole.choices, streamed, strict=True):
+            assert choice.logprobs is not None and choice.logprobs.content == tokens
+            assert len(tokens) == 9 and all(len(one.top_logprobs) == 3 for one in tokens)
+            told = b"".join(bytes(one.bytes or []) for one in tokens)
+            assert told.decode("utf-8", "replace") == choice.message.content
+        await here.assert_nothing_left()

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from frontend.media import MEDIA_CHARS_MAX
 from tests.unit.test_openai_types import CALL, USER, chat, refusal
 
 
@@ -64,13 +63,3 @@ def test_messages_that_are_taken_as_they_are(message: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_messages_that_are_refused(message: Any, param: str) -> None:
     assert refusal(messages=[USER, message]).param == param
-
-
-def test_media_that_would_not_fit_a_frame_are_refused() -> None:
-    def image(chars: int) -> dict[str, Any]:
-        url = "data:," + "x" * (chars - len("data:,"))
-        return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
-
-    half = MEDIA_CHARS_MAX // 2
-    chat(messages=[image(half), image(half)])
-    assert refusal(messages=[image(half), image(half + 1)]).param == "messages"

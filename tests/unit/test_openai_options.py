@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
-from frontend.openai import sampling_options
+from frontend.guided import SCHEMA_DEPTH_MAX
+from frontend.openai import for_choice, sampling_options
 from tests.unit.test_openai_types import TOOL, chat, completion, refusal
 
 
 def test_choices_of_a_prompt_differ_by_their_seeds() -> None:
-    assert [sampling_options(chat(seed=7), index).seed for index in range(3)] == [7, 8, 9]
-    assert sampling_options(chat(seed=2**63 - 1), 1).seed == -(2**63)
-    assert sampling_options(chat(n=3), 2).seed is None
+    seven = sampling_options(chat(seed=7))
+    assert [for_choice(seven, index).seed for index in range(3)] == [7, 8, 9]
+    assert for_choice(sampling_options(chat(seed=2**63 - 1)), 1).seed == -(2**63)
+    assert for_choice(sampling_options(chat(n=3)), 2).seed is None
 
 
 def test_logprobs_say_how_many_alternatives() -> None:
@@ -80,3 +82,27 @@ def test_definitions_of_tools_go_to_the_root_of_the_schema() -> None:
     tools = [tool("a", {"type": "null"}), tool("b", {"type": "string"})]
     assert refusal(tools=tools, tool_choice="required").param == "tools"
     chat(tools=tools)
+
+
+def test_schemas_are_nested_as_deep_as_every_coder_can_follow() -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        schema: dict[str, Any] = {}
+        for level in range(1, depth):
+            schema = {"a": [schema]} if level % 3 == 0 else {"a": schema, "b": "x"}
+        return schema
+
+    deep = nested(SCHEMA_DEPTH_MAX - SCHEMA_DEPTH_MAX // 3)
+    too_deep = nested(SCHEMA_DEPTH_MAX)
+    for schema, is_taken in ((deep, True), (too_deep, False)):
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        format = {"type": "json_schema", "json_schema": {"schema": schema}}
+        for param, value in (
+            ("tools", [tool]),
+            ("guided_json", schema),
+            ("guided_json", json.dumps(schema)),
+            ("response_format", format),
+        ):
+            if is_taken:
+                chat(**{param: value})
+            else:
+                assert refusal(**{param: value}).param == param
