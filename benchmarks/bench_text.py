@@ -17,11 +17,12 @@ from tokenizers.decoders import DecodeStream
 
 import workers
 from benchmarks.processes import machine, row
-from frontend.chunks import ChatChunks, Choice, Usage, chat_body
+from frontend.chunks import ChatChunks, Choice, chat_body
 from frontend.detokenize import IncrementalDetokenizer
 from frontend.openai import decode_chat, sampling_options, stop_conditions
 from frontend.template import ChatTemplate
 from frontend.tokenizer import Tokenizer, read_files
+from frontend.usage import Usage
 
 ROUNDS = 9
 ROUND_NS = 50_000_000

@@ -13,19 +13,11 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from frontend.errors import error_body
+from frontend.usage import Usage, WireUsage, wire_usage
 
 DONE = b"data: [DONE]\n\n"
 
 _json = msgspec.json.encode
-
-
-class Usage(Struct, frozen=True, gc=False):
-    """Tokens of a request, over all its prompts. cached_tokens: prompt tokens that a worker reused;
-    None: it did not say."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int | None = None
 
 
 class WorkerId(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -145,7 +137,7 @@ def chat_body(
                 }
                 for index, choice in enumerate(choices)
             ],
-            usage=_wire_usage(usage),
+            usage=wire_usage(usage),
             nvext=UNSET if nvext is None else nvext,
         )
     )
@@ -174,21 +166,10 @@ def completion_body(
                 }
                 for index, choice in enumerate(choices)
             ],
-            usage=_wire_usage(usage),
+            usage=wire_usage(usage),
             nvext=UNSET if nvext is None else nvext,
         )
     )
-
-
-class _Details(Struct, gc=False):
-    cached_tokens: int
-
-
-class _WireUsage(Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: _Details | UnsetType = UNSET
 
 
 class _Body(Struct, kw_only=True):
@@ -197,7 +178,7 @@ class _Body(Struct, kw_only=True):
     created: int
     model: str
     choices: list[dict[str, Any]]
-    usage: _WireUsage
+    usage: WireUsage
     nvext: NvExtAnswer | UnsetType = UNSET
 
 
@@ -208,12 +189,6 @@ class _ChatBody(_Body, kw_only=True):
 class _CompletionBody(_Body, kw_only=True):
     object: str = "text_completion"
     system_fingerprint: None = None
-
-
-def _wire_usage(usage: Usage) -> _WireUsage:
-    prompt, completion, cached = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
-    details = UNSET if cached is None else _Details(cached)
-    return _WireUsage(prompt, completion, prompt + completion, details)
 
 
 # --- where a request would go ---------------------------------------------------------------------
@@ -396,4 +371,4 @@ def _reason(finish_reason: str | None) -> bytes:
 
 
 def _usage_member(usage: Usage) -> bytes:
-    return b',"usage":' + _json(_wire_usage(usage))
+    return b',"usage":' + _json(wire_usage(usage))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from frontend.choices import ChoiceFrames, Form, whole_choice
+from frontend.choices import ChoiceFrames, Form, WholeChoice
 from frontend.chunks import (
     DONE,
     ChatChunks,
@@ -13,7 +13,6 @@ from frontend.chunks import (
     Chunks,
     CompletionChunks,
     NvExtAnswer,
-    Usage,
     WorkerId,
     chat_body,
     completion_body,
@@ -26,9 +25,14 @@ from frontend.generation import Generation
 from frontend.legs import Job
 from frontend.service import Service
 from frontend.sse import HEADERS, EventStream
+from frontend.usage import Usage
 
 
-def _usage(form: Form, generations: Sequence[Generation]) -> Usage:
+def _usage(
+    form: Form,
+    generations: Sequence[Generation],
+    shaped: Sequence[WholeChoice] | Sequence[ChoiceFrames],
+) -> Usage:
     """Each prompt counts once, and is cached as far as its first choice found it."""
     of_prompts = generations[:: form.n]
     reported = [g.cached_tokens for g in of_prompts if g.cached_tokens is not None]
@@ -36,6 +40,7 @@ def _usage(form: Form, generations: Sequence[Generation]) -> Usage:
         sum(g.isl for g in of_prompts),
         sum(g.osl for g in generations),
         sum(reported) if reported else None,
+        sum(one.reasoning_tokens for one in shaped) if form.finds_reasoning else None,
     )
 
 
@@ -90,7 +95,14 @@ async def answer_whole(
     def deliver(generation: Generation, text: str, finish_reason: str | None) -> None:
         texts[generation.index].append(text)
 
-    generations = [Generation(service, job, index, deliver) for index, job in enumerate(jobs)]
+    def deliver_parts(generation: Generation, text: str, finish_reason: str | None) -> None:
+        shaped[generation.index].add(text, generation.osl, finish_reason is not None)
+
+    shaped: list[WholeChoice] = []
+    if not form.is_plain:
+        shaped = [WholeChoice(form, job, index) for index, job in enumerate(jobs)]
+    chosen = deliver_parts if shaped else deliver
+    generations = [Generation(service, job, index, chosen) for index, job in enumerate(jobs)]
     try:
         for generation in generations:
             generation.start()
@@ -100,21 +112,15 @@ async def answer_whole(
     finally:
         _release(service, request, generations)
     choices = [
-        _whole(form, generation, "".join(parts))
-        for parts, generation in zip(texts, generations, strict=True)
+        shaped[index].finished(generation.take_sampled(), generation.finish_reason or "stop")
+        if shaped
+        else Choice("".join(texts[index]), generation.finish_reason or "stop")
+        for index, generation in enumerate(generations)
     ]
     make_body = chat_body if form.chat else completion_body
-    tail = _usage(form, generations), _extra(form, generations)
+    tail = _usage(form, generations, shaped), _extra(form, generations)
     body = make_body(form.id, form.created_s, form.model, choices, *tail)
     return web.Response(body=body, content_type="application/json")
-
-
-def _whole(form: Form, generation: Generation, text: str) -> Choice:
-    reason = generation.finish_reason or "stop"
-    if form.is_plain:
-        return Choice(text, reason)
-    sampled = generation.take_sampled()
-    return whole_choice(form, generation.job, generation.index, text, sampled, reason)
 
 
 async def answer_stream(
@@ -136,16 +142,18 @@ async def answer_stream(
     stream = EventStream(request, service.limits, overrun)
     begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def usage_so_far() -> Usage | None:
+        return _usage(form, generations, shaped) if form.continuous_usage else None
+
     def deliver(generation: Generation, text: str, finish_reason: str | None) -> None:
-        usage = _usage(form, generations) if form.continuous_usage else None
+        usage = _usage(form, generations, shaped) if form.continuous_usage else None
         stream.send(chunks.text(text, generation.index, finish_reason, usage))
         if not begun.done():
             begun.set_result(None)
 
     def deliver_parts(generation: Generation, text: str, finish_reason: str | None) -> None:
-        usage = _usage(form, generations) if form.continuous_usage else None
-        sampled = generation.take_sampled()
-        frames = shaped[generation.index].frames(text, sampled, finish_reason, usage)
+        sampled, osl = generation.take_sampled(), generation.osl
+        frames = shaped[generation.index].frames(text, osl, sampled, finish_reason, usage_so_far)
         if frames:
             stream.send(frames)
             if not begun.done():
@@ -170,7 +178,7 @@ async def answer_stream(
         if failure is not None:
             stream.send(error_frames(failure))
         else:
-            usage = _usage(form, generations) if form.include_usage else None
+            usage = _usage(form, generations, shaped) if form.include_usage else None
             extra = _extra(form, generations)
             last = chunks.last(usage, extra) if usage or extra else b""
             stream.send(last + DONE)

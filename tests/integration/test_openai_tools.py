@@ -7,8 +7,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
-from tests.integration.harness import MODEL, Harness, card, frontend
+from tests.integration.harness import MODEL, TOKENIZER, Harness, card, frontend
 from tests.waiting import eventually
+from workers.protocol import Output, TokenLogprobs
 
 TOOL: Any = {
     "type": "function",
@@ -116,6 +117,44 @@ async def _streamed(
             ]
             found["finish"] = choice.finish_reason or found["finish"]
         return found
+
+
+async def test_reasoning_is_counted_and_log_probabilities_are_of_every_token() -> None:
+    """Alike in a stream and at once, where tokens come one by one."""
+    thought, rest = THOUGHT.removesuffix("</think>"), f"</think>So: {CALL}"
+    ids = [TOKENIZER.encode(text, add_special_tokens=False) for text in (thought, rest)]
+
+    def on_generate(connection: Any, stream: int, request: Any) -> None:
+        for token_id in [*ids[0], *ids[1]]:
+            connection.send([Output(stream, [token_id], logprobs=[TokenLogprobs(-1.0, [])])])
+        connection.send([Output(stream, [], "stop")])
+
+    async with (
+        frontend() as here,
+        await client_of(here, "", tool_call_parser="hermes", reasoning_parser="qwen3") as client,
+    ):
+        here.workers[0].on_generate = on_generate  # type: ignore[method-assign]
+        asked: Any = {"model": MODEL, "messages": QUESTION, "tools": [TOOL], "logprobs": True}
+        whole = await client.chat.completions.create(**asked)
+        asked["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = [
+            chunk async for chunk in await client.chat.completions.create(**asked, stream=True)
+        ]
+        for usage in (whole.usage, chunks[-1].usage):
+            assert usage is not None and usage.completion_tokens_details is not None
+            counted = usage.completion_tokens_details.reasoning_tokens
+            assert counted is not None and abs(counted - len(ids[0])) <= 1
+            assert usage.completion_tokens == len(ids[0]) + len(ids[1])
+        assert all(chunk.usage is not None for chunk in chunks)
+        told = whole.choices[0].logprobs
+        assert told is not None and told.content is not None
+        spoken = b"".join(bytes(one.bytes or []) for one in told.content)
+        assert spoken.decode() == thought + rest
+        streamed: list[Any] = []
+        for chunk in chunks[:-1]:
+            logprobs = chunk.choices[0].logprobs
+            streamed += (logprobs.content or []) if logprobs is not None else []
+        assert streamed == told.content
 
 
 async def test_the_sdk_accumulates_a_stream_into_the_whole_message() -> None:

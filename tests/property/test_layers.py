@@ -67,6 +67,7 @@ PURE = [
     "frontend/media.py",
     "frontend/message.py",
     "frontend/logprobs.py",
+    "frontend/usage.py",
     "frontend/errors.py",
     "simulations/trace.py",
 ]

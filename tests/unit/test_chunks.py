@@ -14,7 +14,6 @@ from frontend.chunks import (
     Chunks,
     CompletionChunks,
     NvExtAnswer,
-    Usage,
     WorkerId,
     chat_body,
     completion_body,
@@ -24,6 +23,7 @@ from frontend.chunks import (
     timing_of,
 )
 from frontend.errors import EngineError
+from frontend.usage import Usage
 
 ODD = 'a"b\\\n\r\x00\u2028é🙂</script>'
 USAGE = Usage(11, 3, 8)
@@ -245,6 +245,14 @@ def test_no_text_is_null_content_in_chat() -> None:
     assert body["choices"][0]["message"]["content"] is None
     assert "nvext" not in body
     assert "prompt_tokens_details" not in body["usage"]
+
+
+def test_usage_says_how_much_of_the_output_was_reasoning() -> None:
+    usage = Usage(2, 5, reasoning_tokens=3)
+    body = chat_body("i", 1, "m", [Choice("", "stop")], usage, None)
+    told = ChatCompletion.model_validate_json(body, strict=True).usage
+    assert told is not None and told.completion_tokens_details is not None
+    assert told.completion_tokens_details.reasoning_tokens == 3
 
 
 def test_a_completions_body_has_a_choice_per_prompt() -> None:
