@@ -249,7 +249,7 @@ def _prompts(
         served.template.render(
             asked.messages,
             now_ns=int(service.now_s() * 1e9),
-            tools=tool_use(asked).shown,
+            tools=tool_use(asked).listed,
             add_generation_prompt=asked.add_generation_prompt is not False,
             variables=template_variables(asked),
         )

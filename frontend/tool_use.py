@@ -15,7 +15,7 @@ from frontend.parsers import Tools
 
 
 class ToolUse(Struct, frozen=True, kw_only=True):
-    shown: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     """As the client sent them, for the chat template."""
     callable: Tools = {}
     """Those that may be called: one, if the client named it. Empty: none."""
@@ -45,7 +45,7 @@ def tool_use(request: ChatRequest) -> ToolUse:
             raise BadRequest(f"tool_choice: there is no tool {shown(name)}", "tool_choice")
         callable_ = {name: callable_[name]}
     return ToolUse(
-        shown=given,
+        listed=given,
         callable=callable_,
         demanded=choice != "auto" and choice is not None,
         parallel=request.parallel_tool_calls is not False,
