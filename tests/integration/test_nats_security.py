@@ -58,10 +58,10 @@ async def test_attempts_that_are_refused_leave_no_socket_behind(tmp_path: Path) 
         config = tmp_path / "nats.conf"
         config.write_text(config.read_text().replace(SECRET, "changed"))
         await node.start()
-        await eventually(lambda: "not admit" in nats.last_error or nats.errors > 20)
+        await eventually(lambda: "not admit" in nats.last_error or nats.errors > 3)
         before, attempts = len(os.listdir("/proc/self/fd")), nats.errors
-        await eventually(lambda: nats.errors > attempts + 20)
-        assert len(os.listdir("/proc/self/fd")) < before + 5
+        await eventually(lambda: nats.errors > attempts + 8, 30)
+        assert len(os.listdir("/proc/self/fd")) < before + 4
 
 
 async def test_a_token(tmp_path: Path) -> None:
