@@ -18,6 +18,7 @@ from frontend.backing_nats import NatsBackings
 from frontend.model_options import BadModelPath
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
+from frontend.tls import BadCertificate
 from workers.errors import WorkerError
 
 _log = logging.getLogger("frontend")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         if error.try_this:
             print(f"Try: {error.try_this}", file=sys.stderr)
-    except (EventStoreError, WorkerError, BadModelPath) as error:
+    except (EventStoreError, WorkerError, BadModelPath, BadCertificate) as error:
         print(f"Error: {error}", file=sys.stderr)
     except PortInUse as error:
         print(f"Error: {error}\nTry: another one, with --http-port", file=sys.stderr)

@@ -22,6 +22,7 @@ from frontend.service import Frontend, Limits
 from frontend.settings import FrontendSettings
 from frontend.space import Space, new_id
 from frontend.spaces import Spaces
+from frontend.tls import Certificate
 
 CANCEL_S = 1.0
 """How long handlers have to write the ends of their answers."""
@@ -71,9 +72,12 @@ class FrontendProcess:
         """stop: set it to begin the orderly end; `run` returns when that is done.
         limits: None takes them from the settings.
 
-        Raises BadModelPath. Reads the files of --model-path.
+        Raises BadModelPath, BadCertificate. Reads the files of --model-path and of --tls-*.
         """
         self._settings = settings
+        self._certificate: Certificate | None = None
+        if settings.tls_cert_path is not None and settings.tls_key_path is not None:
+            self._certificate = Certificate(settings.tls_cert_path, settings.tls_key_path)
         self._stop = stop
         self.frontend_id = new_id()
         _log.info("frontend %s mode=%s", hex_id(self.frontend_id), settings.router_mode)
@@ -126,24 +130,28 @@ class FrontendProcess:
             async with asyncio.TaskGroup() as tasks:
                 following = self._spaces.run(address, lambda: listening(address))
                 tasks.create_task(following, name="namespaces")
-                timing = tasks.create_task(keep_time(self._frontend), name="deadlines")
+                watching = [tasks.create_task(keep_time(self._frontend), name="deadlines")]
+                if self._certificate is not None:
+                    renewing = self._certificate.follow()
+                    watching.append(tasks.create_task(renewing, name="certificate"))
                 await self._stop.wait()
                 self._frontend.draining.set()
                 await self._drain(runner)
-                await end(timing)
+                for each in watching:
+                    await end(each)
                 self._spaces.stop()
         finally:
             await runner.cleanup()
 
     async def _listen(self, runner: web.AppRunner) -> str:
         host, port = self._settings.http_host, self._settings.http_port
-        site = web.TCPSite(runner, host, port, backlog=BACKLOG)
+        context = None if self._certificate is None else self._certificate.context
+        site = web.TCPSite(runner, host, port, backlog=BACKLOG, ssl_context=context)
         try:
             await site.start()
         except OSError as error:
             raise PortInUse(host, port, error.strerror or str(error)) from error
-        bound = runner.addresses[0]
-        return f"http://{bound[0]}:{bound[1]}"
+        return site.name
 
     async def _drain(self, runner: web.AppRunner) -> None:
         """Let running requests finish, then end those that did not."""

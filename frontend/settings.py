@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from eventstore.options import Option
 from eventstore.process_settings import NAMESPACE_DEFAULT
+from eventstore.settings import SettingsError
 from eventstore.subjects import check_namespace
 from frontend.tolerance_settings import ToleranceSettings
 
@@ -42,11 +43,18 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
     ] = 8000
     tls_cert_path: Annotated[
         Path | None,
-        Later("DYN_TLS_CERT_PATH", "TLS certificate (PEM). Goes together with --tls-key-path."),
+        Option(
+            "DYN_TLS_CERT_PATH",
+            "TLS certificate (PEM), with its chain if there is one; HTTPS is served then, and no "
+            "HTTP. A renewed one is taken up without a restart. Goes together with --tls-key-path.",
+        ),
     ] = None
     tls_key_path: Annotated[
         Path | None,
-        Later("DYN_TLS_KEY_PATH", "TLS private key (PEM). Goes together with --tls-cert-path."),
+        Option(
+            "DYN_TLS_KEY_PATH",
+            "TLS private key (PEM, not encrypted). Goes together with --tls-cert-path.",
+        ),
     ] = None
     http_body_limit_mb: Annotated[
         int,
@@ -226,6 +234,11 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
             aliases=("--durable-kv-events",),
         ),
     ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tls_cert_path is None) != (self.tls_key_path is None):
+            raise SettingsError("--tls-cert-path and --tls-key-path must be given together")
 
     @property
     def log_namespace(self) -> str:

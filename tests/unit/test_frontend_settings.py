@@ -67,7 +67,7 @@ PAGE = """
 """The peer's page: flag, variable, default (but ours for the discovery backend)."""
 
 LATER = """
-tls_cert_path tls_key_path kserve_grpc_server grpc_metrics_port
+kserve_grpc_server grpc_metrics_port
 dump_config_to enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
 interactive chat_path completions_path embeddings_path responses_path models_path anthropic_path
 health_path live_path metrics_path router_durable_kv_events
@@ -239,3 +239,12 @@ def test_the_body_limit_is_in_mebibytes() -> None:
 def test_every_option_about_routing_says_when_to_set_it(name: str) -> None:
     use = FRONTEND[name].option.use
     assert use.endswith(".") and not use[0].islower()
+
+
+def test_a_certificate_and_its_key_go_together() -> None:
+    for given in ({"DYN_TLS_CERT_PATH": "cert.pem"}, {"DYN_TLS_KEY_PATH": "key.pem"}):
+        assert frontend_error(**given) == (
+            "--tls-cert-path and --tls-key-path must be given together"
+        )
+    both = parse(FrontendSettings, ["--tls-cert-path", "c.pem", "--tls-key-path", "k.pem"], {})
+    assert (both.tls_cert_path, both.tls_key_path) == (Path("c.pem"), Path("k.pem"))
