@@ -19,6 +19,7 @@ from frontend.errors import (
     http_of,
     row_of,
 )
+from frontend.paths import Paths
 from frontend.service import FRONTEND, Frontend
 
 _log = logging.getLogger(__name__)
@@ -30,18 +31,21 @@ REQUEST_ID_CHARS_MAX = 256
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(frontend: Frontend) -> web.Application:
-    """The application around `frontend`; it starts and stops nothing itself."""
+def make_app(frontend: Frontend, paths: Paths | None = None) -> web.Application:
+    """The application around `frontend`; it starts and stops nothing itself. paths: None: the
+    usual ones."""
+    at = paths or Paths()
     limits = frontend.limits
     boards = Boards(lambda: [service.thresholds for service in frontend.services.values()])
     app = web.Application(middlewares=[answer_errors], client_max_size=limits.body_bytes_max)
     app[FRONTEND] = frontend
-    app.router.add_post("/v1/chat/completions", chat_completions)
-    app.router.add_post("/v1/completions", completions)
-    app.router.add_get("/v1/models", infra.list_models)
-    app.router.add_get("/health", infra.health)
-    app.router.add_get("/live", infra.live)
-    app.router.add_get("/metrics", infra.metrics)
+    app.router.add_post(at.chat, chat_completions)
+    app.router.add_post(at.completions, completions)
+    app.router.add_get(at.models, infra.list_models)
+    app.router.add_get(at.model, infra.one_model)
+    app.router.add_get(at.health, infra.health)
+    app.router.add_get(at.live, infra.live)
+    app.router.add_get(at.metrics, infra.metrics)
     app.add_routes(BusyThresholdApi(boards, limits).routes())
     app.on_response_prepare.append(_name_request)
     return app

@@ -1,9 +1,10 @@
-"""The endpoints that serve no model: /v1/models, /health, /live, /metrics."""
+"""The endpoints that serve no model: the models there are, health, liveness, metrics."""
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from frontend.errors import ModelNotFound
 from frontend.exposition import exposition
 from frontend.legs import missing_roles
 from frontend.served import ServedModel
@@ -20,21 +21,27 @@ def json_response(content: object, status: int = 200) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """A model that several namespaces have stands here once, as the first of them serves it."""
-    return json_response(
-        {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": model.created_s,
-                    "owned_by": "reckon",
-                    "context_window": model.card.context_length,
-                }
-                for name, model in _models(request.app[FRONTEND]).items()
-            ],
-        }
-    )
+    models = _models(request.app[FRONTEND])
+    listed = [_listed(name, model) for name, model in models.items()]
+    return json_response({"object": "list", "data": listed})
+
+
+async def one_model(request: web.Request) -> web.Response:
+    """An entry of the list by its id, which may have slashes. Raises ModelNotFound."""
+    models, name = _models(request.app[FRONTEND]), request.match_info["model"]
+    if name not in models:
+        raise ModelNotFound(name, list(models))
+    return json_response(_listed(name, models[name]))
+
+
+def _listed(name: str, model: ServedModel) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "reckon",
+        "context_window": model.card.context_length,
+    }
 
 
 async def live(request: web.Request) -> web.Response:

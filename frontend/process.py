@@ -117,7 +117,7 @@ class FrontendProcess:
         Raises PortInUse, DiscoveryError, LogUnavailable.
         """
         runner = web.AppRunner(
-            make_app(self._frontend),
+            make_app(self._frontend, self._settings.paths),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEPALIVE_S,

@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from msgspec.structs import astuple
+
 from eventstore.options import Option
 from eventstore.process_settings import NAMESPACE_DEFAULT
 from eventstore.settings import SettingsError
 from eventstore.subjects import check_namespace
+from frontend.paths import Paths, check_apart, check_path
 from frontend.tolerance_settings import ToleranceSettings
 
 Later = partial(Option, available=False)
@@ -24,10 +27,16 @@ def check_directory(path: Path) -> None:
         raise ValueError(f"{path} is not a folder")
 
 
-def _path(name: str, endpoint: str, group: str = "") -> Option:
+def _path(name: str, endpoint: str, group: str = "", available: bool = True) -> Option:
     # The page has the variables with _ENV; what the peer's programs read is without it.
-    variables = (f"DYN_HTTP_SVC_{name}_PATH_ENV", f"DYN_HTTP_SVC_{name}_PATH")
-    return Later(variables, f"Path of the {endpoint} endpoint.", group=group, flag=False)
+    return Option(
+        (f"DYN_HTTP_SVC_{name}_PATH_ENV", f"DYN_HTTP_SVC_{name}_PATH"),
+        f"Path of the {endpoint} endpoint; nothing is at the usual one then.",
+        group=group,
+        flag=False,
+        available=available,
+        check=check_path,
+    )
 
 
 class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
@@ -213,17 +222,19 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
         Later("DYN_INTERACTIVE", "Chat on the terminal instead of serving HTTP.", aliases=("-i",)),
     ] = False
 
-    chat_path: Annotated[str, _path("CHAT", "chat completions", "Endpoint paths")] = (
-        "/v1/chat/completions"
+    chat_path: Annotated[str, _path("CHAT", "chat completions", "Endpoint paths")] = Paths().chat
+    completions_path: Annotated[str, _path("CMP", "completions")] = Paths().completions
+    embeddings_path: Annotated[str, _path("EMB", "embeddings", available=False)] = "/v1/embeddings"
+    responses_path: Annotated[str, _path("RESPONSES", "responses", available=False)] = (
+        "/v1/responses"
     )
-    completions_path: Annotated[str, _path("CMP", "completions")] = "/v1/completions"
-    embeddings_path: Annotated[str, _path("EMB", "embeddings")] = "/v1/embeddings"
-    responses_path: Annotated[str, _path("RESPONSES", "responses")] = "/v1/responses"
-    models_path: Annotated[str, _path("MODELS", "models")] = "/v1/models"
-    anthropic_path: Annotated[str, _path("ANTHROPIC", "Anthropic messages")] = "/v1/messages"
-    health_path: Annotated[str, _path("HEALTH", "health")] = "/health"
-    live_path: Annotated[str, _path("LIVE", "liveness")] = "/live"
-    metrics_path: Annotated[str, _path("METRICS", "metrics")] = "/metrics"
+    models_path: Annotated[str, _path("MODELS", "models")] = Paths().models
+    anthropic_path: Annotated[str, _path("ANTHROPIC", "Anthropic messages", available=False)] = (
+        "/v1/messages"
+    )
+    health_path: Annotated[str, _path("HEALTH", "health")] = Paths().health
+    live_path: Annotated[str, _path("LIVE", "liveness")] = Paths().live
+    metrics_path: Annotated[str, _path("METRICS", "metrics")] = Paths().metrics
 
     router_durable_kv_events: Annotated[
         bool,
@@ -239,6 +250,15 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if (self.tls_cert_path is None) != (self.tls_key_path is None):
             raise SettingsError("--tls-cert-path and --tls-key-path must be given together")
+        try:
+            later = self.embeddings_path, self.responses_path, self.anthropic_path
+            check_apart((*astuple(self.paths), *later))
+        except ValueError as error:
+            raise SettingsError(f"DYN_HTTP_SVC_*_PATH: {error}") from None
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(**{each: getattr(self, f"{each}_path") for each in Paths.__struct_fields__})
 
     @property
     def log_namespace(self) -> str:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from eventstore.settings import Declared, SettingsError, declarations, parse
+from frontend.paths import Paths
 from frontend.settings import FrontendSettings
 
 PAGE = """
@@ -69,8 +71,7 @@ PAGE = """
 LATER = """
 kserve_grpc_server grpc_metrics_port
 dump_config_to enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
-interactive chat_path completions_path embeddings_path responses_path models_path anthropic_path
-health_path live_path metrics_path router_durable_kv_events
+interactive embeddings_path responses_path anthropic_path router_durable_kv_events
 """.split()
 """Of the page, and not built."""
 
@@ -221,6 +222,37 @@ def test_the_model_path_is_a_folder(tmp_path: Path) -> None:
     assert parse(FrontendSettings, ["--model-path", str(tmp_path)], {}).model_path == tmp_path
     missing = str(tmp_path / "no")
     assert frontend_error(DYN_MODEL_PATH=missing) == f"DYN_MODEL_PATH: {missing} is not a folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("CHAT", "chat"),
+        ("CMP", "completions"),
+        ("MODELS", "models"),
+        ("HEALTH", "health"),
+        ("LIVE", "live"),
+        ("METRICS", "metrics"),
+    ],
+)
+def test_a_path_can_be_moved_by_both_spellings(name: str, field: str) -> None:
+    for variable in (f"DYN_HTTP_SVC_{name}_PATH_ENV", f"DYN_HTTP_SVC_{name}_PATH"):
+        settings = parse(FrontendSettings, [], {variable: "/else/where"})
+        assert settings.paths == replace(Paths(), **{field: "/else/where"})
+
+
+@pytest.mark.parametrize("path", ["chat", "//", "/a//b", "/a/", "/a b", "/{x}", "/a?b", "/ä", "/%"])
+def test_what_is_no_path(path: str) -> None:
+    variable = "DYN_HTTP_SVC_CHAT_PATH"
+    assert frontend_error(**{variable: path}).startswith(f"{variable}: {path!r} ")
+
+
+def test_no_two_endpoints_have_one_path() -> None:
+    for taken in ("/live", "/v1/embeddings", "/busy_threshold", "/docs", "/openapi.json"):
+        said = frontend_error(DYN_HTTP_SVC_HEALTH_PATH=taken)
+        assert said == f"DYN_HTTP_SVC_*_PATH: two endpoints can't both be at {taken}"
+    swapped = {"DYN_HTTP_SVC_HEALTH_PATH": "/live", "DYN_HTTP_SVC_LIVE_PATH": "/health"}
+    assert parse(FrontendSettings, [], swapped).paths.live == "/health"
 
 
 def test_the_body_limit_is_in_mebibytes() -> None:
