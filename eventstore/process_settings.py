@@ -14,7 +14,8 @@ NAMESPACE_DEFAULT = "dynamo"
 REPLICAS_MAX = 5
 """The most that JetStream keeps."""
 _INBOX_PREFIX = re.compile(r"[\w-]+(\.[\w-]+)*\Z", re.ASCII)
-_SECRETS = frozenset({"nats_url", "nats_password", "nats_token", "nats_nkey"})
+SECRETS = frozenset({"nats_url", "nats_password", "nats_token", "nats_nkey"})
+"""Options that are shown nowhere; of the address, only what is not a user and a password may be."""
 
 
 def nats_servers(text: str) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ class AccessSettings(Settings, frozen=True, kw_only=True):
     ] = INBOX_PREFIX
 
     def __repr__(self) -> str:
-        fields = (name for name in self.__struct_fields__ if name not in _SECRETS)
+        fields = (name for name in self.__struct_fields__ if name not in SECRETS)
         shown = (f"{name}={getattr(self, name)!r}" for name in fields)
         return f"{type(self).__name__}({', '.join(shown)})"
 

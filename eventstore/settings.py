@@ -37,6 +37,7 @@ __all__ = [
     "help_text",
     "parse",
     "read",
+    "sources",
     "unknown_environment",
 ]
 
@@ -73,6 +74,19 @@ def parse(table: type[S], argv: Sequence[str], env: Mapping[str, str]) -> S:
         elif each.needed:
             raise SettingsError(f"{each.flag or each.variables[0]} is needed")
     return table(**values)
+
+
+def sources(table: type[Settings], argv: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
+    """The flag or the variable that each value is from; an option that is not here has its default.
+
+    Raises as `parse` does, but reads no value.
+    """
+    given = _command_line(table, argv)
+    found = {
+        each.name: (given.get(each.name) or _from_environment(each, env))[0]
+        for each in declarations(table)
+    }
+    return {name: source for name, source in found.items() if source}
 
 
 def from_command_line(table: type[S], argv: Sequence[str], env: Mapping[str, str]) -> S:

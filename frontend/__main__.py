@@ -15,6 +15,7 @@ from eventstore.process_settings import default_data_dir
 from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line, unknown_environment
 from frontend.backing_nats import NatsBackings
+from frontend.config_dump import dump_config
 from frontend.model_options import BadModelPath
 from frontend.process import FrontendProcess, PortInUse
 from frontend.settings import FrontendSettings
@@ -25,9 +26,8 @@ _log = logging.getLogger("frontend")
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = from_command_line(
-        FrontendSettings, sys.argv[1:] if argv is None else argv, os.environ
-    )
+    arguments = sys.argv[1:] if argv is None else argv
+    settings = from_command_line(FrontendSettings, arguments, os.environ)
     configure(
         parse_filter(settings.log_levels),
         jsonl=settings.logging_jsonl,
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = unknown_environment(os.environ, FrontendSettings)
     if unknown:
         _log.warning("these variables are not known here and set nothing: %s", ", ".join(unknown))
+    dump_config(settings.dump_config_to, settings, arguments, os.environ)
     # Else a second series stands beside every counter, of no use here.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:

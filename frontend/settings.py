@@ -191,7 +191,13 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
         ),
     ] = "dynamo_frontend"
     dump_config_to: Annotated[
-        Path | None, Later("DYN_DUMP_CONFIG_TO", "File to write the resolved configuration to.")
+        Path | None,
+        Option(
+            "DYN_DUMP_CONFIG_TO",
+            "File to write the options in force to at the start, with where each value is from, as "
+            "JSON without secrets. Folders are made; a failure is logged and no more.",
+            unset="to the log, at debug",
+        ),
     ] = None
 
     enable_anthropic_api: Annotated[

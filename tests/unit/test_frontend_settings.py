@@ -70,7 +70,7 @@ PAGE = """
 
 LATER = """
 kserve_grpc_server grpc_metrics_port
-dump_config_to enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
+enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
 interactive embeddings_path responses_path anthropic_path router_durable_kv_events
 """.split()
 """Of the page, and not built."""
