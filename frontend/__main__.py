@@ -16,8 +16,10 @@ from eventstore.server import connect_or_embed
 from eventstore.settings import from_command_line, unknown_environment
 from frontend.backing_nats import NatsBackings
 from frontend.config_dump import dump_config
+from frontend.connections import allow_open_files
 from frontend.model_options import BadModelPath
 from frontend.process import FrontendProcess, PortInUse
+from frontend.service import Limits
 from frontend.settings import FrontendSettings
 from frontend.tls import BadCertificate
 from workers.errors import WorkerError
@@ -69,9 +71,13 @@ async def _run(settings: FrontendSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    limits = Limits(
+        body_bytes_max=settings.http_body_limit_bytes,
+        connections_max=min(Limits().connections_max, allow_open_files() // 2),
+    )
     try:
         try:
-            await FrontendProcess(settings, NatsBackings(connection, settings), stop).run(
+            await FrontendProcess(settings, NatsBackings(connection, settings), stop, limits).run(
                 lambda address: print(f"ready {address}", flush=True)
             )
         except BaseExceptionGroup as group:

@@ -15,6 +15,7 @@ from eventstore.subjects import hex_id
 from eventstore.tasks import end
 from frontend.app import make_app
 from frontend.backing import Backings
+from frontend.connections import GuardedSite
 from frontend.errors import ShuttingDown
 from frontend.metrics import FrontendMetrics
 from frontend.model_options import ModelOptions
@@ -26,13 +27,8 @@ from frontend.tls import Certificate
 
 CANCEL_S = 1.0
 """How long handlers have to write the ends of their answers."""
-LINGER_S = 1.0
-"""How long the rest of a refused body is read, so that the client sees why."""
 TICK_S = 0.1
 """How late a request may be given up, at most."""
-BACKLOG = 1024
-KEEPALIVE_S = 75
-"""How long an idle connection is kept: longer than the 60 s of common load balancers."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,10 +114,7 @@ class FrontendProcess:
         """
         runner = web.AppRunner(
             make_app(self._frontend, self._settings.paths),
-            access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=KEEPALIVE_S,
-            lingering_time=LINGER_S,
             shutdown_timeout=CANCEL_S,
         )
         await runner.setup()
@@ -146,7 +139,7 @@ class FrontendProcess:
     async def _listen(self, runner: web.AppRunner) -> str:
         host, port = self._settings.http_host, self._settings.http_port
         context = None if self._certificate is None else self._certificate.context
-        site = web.TCPSite(runner, host, port, backlog=BACKLOG, ssl_context=context)
+        site = GuardedSite(runner, host, port, self._frontend.limits, context)
         try:
             await site.start()
         except OSError as error:

@@ -37,6 +37,18 @@ class Limits(Struct, frozen=True, kw_only=True):
     body_bytes_max: int = 192 * MIB
     body_idle_s: float = 30.0
     """A body that stops coming for this long is answered with 408."""
+    body_bytes_per_s_min: int = 1024
+    """So is one that comes slower than this on average, once it has come for `body_idle_s`."""
+    head_s: float = 10.0
+    """A request's line and headers take no longer from their first byte on, nor a TLS handshake."""
+    head_bytes_max: int = 64 * 1024
+    """Of line and headers, where they come in several pieces."""
+    idle_s: float = 75.0
+    """How long an idle connection is kept: longer than the 60 s of common load balancers."""
+    linger_s: float = 1.0
+    """How long the rest of a refused body is read, so that the client sees why."""
+    connections_max: int = 16_384
+    """One more closes an idle one."""
     unread_bytes_max: int = 4 * MIB
     """A client with this much of its stream unread is cut off."""
     unread_s: float = 60.0
