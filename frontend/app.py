@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from frontend import infra
+from frontend import docs_page, infra
 from frontend.boards import Boards
 from frontend.busy_threshold import BusyThresholdApi
 from frontend.completions import chat_completions, completions
@@ -19,7 +19,8 @@ from frontend.errors import (
     http_of,
     row_of,
 )
-from frontend.paths import Paths
+from frontend.openapi import specification
+from frontend.paths import OPENAPI, Paths
 from frontend.service import FRONTEND, Frontend
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ def make_app(frontend: Frontend, paths: Paths | None = None) -> web.Application:
     app.router.add_get(at.health, infra.health)
     app.router.add_get(at.live, infra.live)
     app.router.add_get(at.metrics, infra.metrics)
+    document = specification(at, frontend.overload_status)
+    app.router.add_get(OPENAPI, infra.constant_json(document))
+    app.add_routes(docs_page.routes())
     app.add_routes(BusyThresholdApi(boards, limits).routes())
     app.on_response_prepare.append(_name_request)
     return app

@@ -64,7 +64,7 @@ class ThresholdBoard(Protocol):
         """
 
 
-class _Change(Struct, forbid_unknown_fields=True):
+class ThresholdChange(Struct, forbid_unknown_fields=True):
     """UNSET: leave it as it is."""
 
     model: str
@@ -73,7 +73,7 @@ class _Change(Struct, forbid_unknown_fields=True):
     active_prefill_tokens_threshold_frac: float | UnsetType | None = UNSET
 
 
-class _Clear(Struct, forbid_unknown_fields=True):
+class ThresholdClear(Struct, forbid_unknown_fields=True):
     model: str
 
 
@@ -97,8 +97,8 @@ _FIELDS = {
 
 _T = TypeVar("_T")
 
-_change_decoder = msgspec.json.Decoder(_Change)
-_clear_decoder = msgspec.json.Decoder(_Clear)
+_change_decoder = msgspec.json.Decoder(ThresholdChange)
+_clear_decoder = msgspec.json.Decoder(ThresholdClear)
 
 _CLEARED: dict[str, Any] = dict.fromkeys(field.name for field in _FIELDS.values())
 

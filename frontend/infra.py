@@ -1,5 +1,7 @@
 """The endpoints that serve no model: the models there are, health, liveness, metrics."""
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,6 +19,15 @@ def json_response(content: object, status: int = 200) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(content), status=status, content_type="application/json"
     )
+
+
+def constant_json(body: bytes) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler that always answers so."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json")
+
+    return answer
 
 
 async def list_models(request: web.Request) -> web.Response:
