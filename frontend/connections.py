@@ -179,7 +179,13 @@ class GuardedConnection(web.RequestHandler):
         if isinstance(resp, web.HTTPExpectationFailed):  # raised before any middleware
             error = BadRequest("only Expect: 100-continue can be met", None, "expectation_failed")
             resp = _closing(error, HTTPStatus.EXPECTATION_FAILED)
-        return await super().finish_response(request, resp, start_time)
+        try:
+            async with asyncio.timeout(self._limits.unread_s):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:  # the client does not read, and would hold the answer for ever
+            if self.transport is not None:
+                self.transport.abort()
+            return resp, True
 
 
 def _closing(error: Exception, status: HTTPStatus | None = None) -> web.Response:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from frontend.service import Limits
@@ -348,6 +349,18 @@ async def test_who_pipelines_without_reading_costs_no_more_than_a_bound() -> Non
         worker.streams[0].send("ok", finish="stop", cached=0)
         await here.assert_nothing_left()
         assert len(worker.streams) <= 2
+
+
+async def test_who_never_reads_is_closed() -> None:
+    async with served(msgspec.structs.replace(QUICK, unread_s=0.2)) as here, raw(here) as client:
+        client.reader._limit = 1  # type: ignore[attr-defined]  # take no more than a little
+        client.writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000)
+
+        def is_cut() -> bool:
+            client.writer.write(b" ")  # else the client does not notice
+            return client.writer.transport.is_closing()
+
+        await eventually(is_cut)
 
 
 @pytest.mark.parametrize("stream", [False, True])
