@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import ssl
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from frontend.settings import FrontendSettings
 from frontend.tls import BadCertificate, Certificate
 from tests.integration.harness import MODEL, Harness, download, frontend
 from tests.integration.mem_backings import MemBackings
+from tests.integration.processes import START_S, child
 from tests.waiting import eventually
 
 HOST = "127.0.0.1"
@@ -193,3 +196,29 @@ def test_files_that_are_no_good_end_the_start(
     settings = FrontendSettings(tls_cert_path=tmp_path / cert, tls_key_path=tmp_path / key)
     with pytest.raises(BadCertificate, match=said):
         FrontendProcess(settings, MemBackings(download), asyncio.Event())
+
+
+async def test_a_process_serves_https_or_says_why_it_can_not(
+    issuer: Issuer, nats_url: str, namespace: str, tmp_path: Path
+) -> None:
+    fixed = ("--nats-url", nats_url, "--namespace", namespace, "--http-host", HOST)
+    pair = ("--tls-cert-path", str(issuer.cert), "--tls-key-path")
+    dump = tmp_path / "new" / "config.json"
+    options = (*fixed, "--http-port", "0", "--dump-config-to", str(dump), *pair, str(issuer.key))
+    async with (
+        child("frontend", *options) as process,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=issuer.client())) as session,
+        session.get(process.url + "/live") as response,
+    ):
+        assert (process.url.partition(":")[0], response.status) == ("https", 200)
+    assert json.loads(dump.read_text())["sources"]["tls_key_path"] == "--tls-key-path"
+
+    refused = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "frontend", *fixed, *pair, str(tmp_path / "no.pem")),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    async with asyncio.timeout(START_S):
+        out, err = (each.decode() for each in await refused.communicate())
+    assert (refused.returncode, out) == (1, "")
+    assert "no.pem: No such file" in err.splitlines()[-1] and "Traceback" not in err
