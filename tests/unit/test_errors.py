@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from eventstore.errors import BufferFull, LogGap, LogUnavailable
+from frontend.body import UnsupportedEncoding
+from frontend.docs_page import DocsNotInstalled
 from frontend.errors import (
     ROWS,
     BadRequest,
@@ -67,6 +69,8 @@ CASES: list[tuple[Exception, int, str]] = [
     (BodyTooLarge(1024), 413, "body_too_large"),
     (UnsupportedMediaType("text/plain"), 415, "unsupported_media_type"),
     (UnsupportedMediaType(None), 415, "unsupported_media_type"),
+    (UnsupportedEncoding("br"), 415, "unsupported_media_type"),
+    (DocsNotInstalled("GET", "/docs"), 404, "route_not_found"),
     (NotReady(), 503, "not_ready"),
     (ShuttingDown(), 503, "shutting_down"),
     (DeadlineExceeded("first_token", 30), 504, "first_token_timeout"),
