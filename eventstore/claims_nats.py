@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from typing import Final
 
 import nats.errors
 import nats.js.errors
@@ -26,7 +27,7 @@ RENEWALS_PER_TTL = 5
 RETRY_S = 0.25
 
 _CONFIG_DIFFERS = 10058
-_UNREACHABLE = (nats.errors.Error, LogUnavailable, OSError, TimeoutError)
+UNREACHABLE: Final = (nats.errors.Error, LogUnavailable, OSError, TimeoutError)
 _TAKEN = nats.js.errors.KeyWrongLastSequenceError
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class NatsClaims(Claims):
         `eventstore.replicas`."""
         self._nats = connection
         self._js = connection.jetstream
-        self._bucket = f"reckon_{check_namespace(namespace)}_claims"
+        self._namespace = namespace
+        self._bucket = claims_bucket(namespace)
         self._what = what
         self._ttl_s = ttl_s
         self._replicas = replicas
@@ -58,42 +60,52 @@ class NatsClaims(Claims):
             return await _holder(await self._js.key_value(self._bucket), self._what)
         except nats.js.errors.BucketNotFoundError:
             return None
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             raise LogUnavailable(f"cannot read the claim {self._what}: {error!r}") from error
 
     async def take(self, holder: str) -> Claim:
         """See `Claims`. The claim is renewed by a task of its own until it is released or lost."""
         began_at = time.monotonic()
         try:
-            bucket = await self._open()
+            bucket = await open_claims(self._nats, self._namespace, self._ttl_s, self._replicas)
             asked_at = asyncio.get_running_loop().time()
             try:
                 revision = await bucket.create(self._what, holder.encode())
             except _TAKEN:
                 other = await _holder(bucket, self._what)
                 raise ClaimTaken(self._what, other or "somebody who just ended") from None
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             what = f"cannot take the claim {self._what}"
             raise (
                 self._nats.denied(what, began_at) or LogUnavailable(f"{what}: {error!r}")
             ) from error
         return _NatsClaim(bucket, self._what, holder, revision, asked_at, self._ttl_s)
 
-    async def _open(self) -> KeyValue:
-        config = api.KeyValueConfig(
-            bucket=self._bucket,
-            history=1,
-            ttl=self._ttl_s,
-            replicas=replicas_of_new(self._nats, self._replicas),
-        )
-        try:
-            bucket = await self._js.create_key_value(config)
-        except nats.js.errors.APIError as error:
-            if error.err_code != _CONFIG_DIFFERS:
-                raise
-            bucket = await self._js.key_value(self._bucket)
-        await hold_replicas(self._nats, f"KV_{self._bucket}", self._replicas)
-        return bucket
+
+def claims_bucket(namespace: str) -> str:
+    """The name of the bucket. Raises BadSubject."""
+    return f"reckon_{check_namespace(namespace)}_claims"
+
+
+async def open_claims(
+    connection: Nats, namespace: str, ttl_s: float, replicas: int | None
+) -> KeyValue:
+    """The bucket, made if there is none. Raises UNREACHABLE."""
+    name = claims_bucket(namespace)
+    config = api.KeyValueConfig(
+        bucket=name,
+        history=1,
+        ttl=ttl_s,
+        replicas=replicas_of_new(connection, replicas),
+    )
+    try:
+        bucket = await connection.jetstream.create_key_value(config)
+    except nats.js.errors.APIError as error:
+        if error.err_code != _CONFIG_DIFFERS:
+            raise
+        bucket = await connection.jetstream.key_value(name)
+    await hold_replicas(connection, f"KV_{name}", replicas)
+    return bucket
 
 
 async def _holder(bucket: KeyValue, key: str) -> str | None:
@@ -132,7 +144,7 @@ class _NatsClaim(Claim):
         await end(self._task)
         held, self._held = self._held, False
         if held:
-            with contextlib.suppress(*_UNREACHABLE):
+            with contextlib.suppress(*UNREACHABLE):
                 await self._bucket.delete(self._key, last=self._revision)
 
     async def _renew(self) -> None:
@@ -148,7 +160,7 @@ class _NatsClaim(Claim):
                 self._held = False
                 _log.warning("claim %s lost to somebody else", self._key)
                 return
-            except _UNREACHABLE as error:
+            except UNREACHABLE as error:
                 pause_s = RETRY_S
                 _log.debug("claim %s not renewed yet: %r", self._key, error)
             else:

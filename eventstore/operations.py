@@ -29,6 +29,8 @@ from eventstore.control import record_reset
 from eventstore.errors import EventStoreError, LogGap
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import EventLog, Extent
+from eventstore.marks import cut_at
+from eventstore.marks_nats import NatsMarks
 from eventstore.snapshots import (
     KEPT_DEFAULT,
     KEPT_MIN,
@@ -189,6 +191,7 @@ async def run_snapshot(nats: Nats, options: argparse.Namespace) -> int:
                     options.namespace,
                     store,
                     claims,
+                    NatsMarks(nats, options.namespace),
                     kept=options.kept,
                     accept_loss=options.accept_loss,
                     progress=progress,
@@ -217,11 +220,15 @@ async def run_trim(nats: Nats, options: argparse.Namespace) -> int:
                 "python -m eventstore snapshot",
             )
         await _check_stands_for(log, store, extent, before_seq)
-        await log.trim(before_seq)
+        cut = await cut_at(NatsMarks(nats, options.namespace), extent, before_seq)
+        await log.trim(cut.before_seq)
         first_seq = (await log.extent()).first_seq
     removed = first_seq - extent.first_seq
     text = f"{removed:,} records removed; the log begins at record {first_seq:,}"
-    return _tell(options, {"removed": removed, "first_seq": first_seq}, text)
+    told = {"removed": removed, "first_seq": first_seq}
+    if not cut.held_back:
+        return _tell(options, told, text)
+    return _tell(options, {**told, "held_back": cut.held_back}, f"{text}; {cut.held_back}")
 
 
 async def _check_stands_for(

@@ -7,6 +7,7 @@ from msgspec import Struct
 from prometheus_client.registry import Collector
 
 from eventstore.log import EventLog
+from eventstore.marks import ReadingMarks
 from frontend.served import Download
 from router.snapshot_trigger import Snapshots
 from workers.card import FrontendInstance
@@ -25,6 +26,8 @@ class Backing(Struct, frozen=True, kw_only=True):
     """Of its models' files."""
     snapshots: Snapshots | None = None
     """None: none are looked for, and none taken."""
+    marks: ReadingMarks | None = None
+    """None: nobody trims the log."""
     close: Callable[[], Awaitable[None]]
     """Give the log up."""
 

@@ -8,6 +8,7 @@ from eventstore.claims import SNAPSHOT_CLAIM
 from eventstore.claims_nats import NatsClaims
 from eventstore.connect import Nats
 from eventstore.jetstream import JetStreamLog
+from eventstore.marks_nats import NatsMarks
 from eventstore.metrics import ConnectionMetrics
 from eventstore.snapshots_nats import NatsSnapshots
 from eventstore.stream import find_namespaces
@@ -51,5 +52,6 @@ class NatsBackings(Backings):
                 NatsClaims(nats, namespace, SNAPSHOT_CLAIM, replicas=replicas),
                 take=partial(take_in_process, own_settings),
             ),
+            marks=NatsMarks(nats, namespace, replicas=replicas),
             close=log.close,
         )

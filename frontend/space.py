@@ -31,6 +31,7 @@ from frontend.settings import FrontendSettings
 from frontend.thresholds import LogThresholds
 from router.loading import SnapshotLoader
 from router.metrics import RouterMetrics
+from router.reading import ReadingMark
 from router.replica import Replica
 from router.router import Router
 from router.snapshot_steps import due_of
@@ -70,7 +71,7 @@ class Space:
     ) -> None:
         """metrics: in `registry`, where those of the router go too. elsewhere: what the frontend
         serves in its other namespaces. is_late: as in `Service`."""
-        log, snapshots = backing.log, backing.snapshots
+        log, snapshots, marks = backing.log, backing.snapshots, backing.marks
         self._backing = backing
         self._settings = settings
         self._frontend_id = frontend_id
@@ -82,6 +83,8 @@ class Space:
             observe=lambda events: self.router.observe(events),
             restarted=lambda: self.router.state_restarted(),
             snapshots=None if snapshots is None else SnapshotLoader(log, snapshots.store),
+            event_threads=settings.router_event_threads,
+            reading=None if marks is None else ReadingMark(marks, hex_id(frontend_id)),
         )
         self.snapshots = (
             None if snapshots is None else SnapshotTrigger(log, snapshots, due_of(settings))

@@ -1,8 +1,9 @@
 """Loads the newest usable snapshot: the beginning of every start and recovery.
 
-What a replica does with it is the rest: follow the log from the next record on. If that record is
-trimmed meanwhile, the replica finds a gap and loads again, and then there is a newer snapshot: the
-log is only ever trimmed up to one. So every repetition begins further on than the last.
+What a replica does with it is the rest: follow the log from the next record on. Its reading mark
+keeps that record from being trimmed meanwhile. Without one the replica finds a gap and loads again,
+and then there is a newer snapshot: the log is only ever trimmed up to one. So every repetition
+begins further on than the last.
 """
 
 import asyncio

@@ -24,6 +24,7 @@ from eventstore.tasks import end_all
 from router.fold import apply
 from router.loading import LoadReport, SnapshotLoader
 from router.progress import Progress
+from router.reading import ReadingMark
 from router.state import RouterState
 from router.steps import applying
 
@@ -83,10 +84,12 @@ class Replica:
         snapshots: SnapshotLoader | None = None,
         jitter: Callable[[], float] = random.random,
         event_threads: int = 1,
+        reading: ReadingMark | None = None,
     ) -> None:
         """now_ns: UTC nanoseconds, for the lag only. restarted: the state is another one.
         snapshots: where a start looks for one; None: it reads all that the log holds.
         jitter: uniform in [0, 1), for retries.
+        reading: held while it catches up; None: the log may be trimmed then.
         event_threads: 1 receives and applies on the event loop. With more, a process of its own
         receives, where the log can be followed so, and the loop only applies: threads would share
         one interpreter lock with it, and more processes have nothing to do in one order of events.
@@ -102,6 +105,7 @@ class Replica:
         self._observe = observe
         self._restarted = restarted
         self._snapshots = snapshots
+        self._reading = reading
         self._jitter = jitter
         self._unfinished: Iterator[None] = iter(())
         """Steps that are left of the record that is being applied."""
@@ -172,10 +176,12 @@ class Replica:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        tasks = (
+        tasks = [
             asyncio.create_task(self._follow_for_ever(), name="replica-follow"),
             asyncio.create_task(self._watch_head(), name="replica-head"),
-        )
+        ]
+        if self._reading is not None:
+            tasks.append(asyncio.create_task(self._reading.run(), name="replica-reading"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -199,6 +205,9 @@ class Replica:
             delay_s = min(RETRY_MAX_S, delay_s * 2)
 
     async def _follow_once(self) -> None:
+        if self._reading is not None and self._folded.cursor == 0:
+            # Before the log is looked at: what is seen from here on stays.
+            await self._reading.hold(lambda: self._folded.follow_from)
         extent = await self._log.extent()
         self._head = extent.last_seq
         self._identity = extent.identity
@@ -275,6 +284,8 @@ class Replica:
     def _check_ready(self) -> None:
         if self._target is None or self._folded.cursor < self._target:
             return
+        if self._reading is not None:
+            self._reading.release()
         if self._building is not None:
             building, self._building = self._building, None
             self._become(building)

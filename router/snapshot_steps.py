@@ -1,7 +1,8 @@
 """The steps of taking a snapshot, in the only order in which a crash between any two loses nothing.
 
     claim → load the newest one → fold the log up to its head → write → read back and verify
-          → announce → delete those beyond the ones kept → trim the log to the oldest one kept
+          → announce → delete those beyond the ones kept → trim the log to the oldest one kept,
+            or to what a replica that is catching up still needs
 
 Nothing is removed before what replaces it has been read back. What a crash leaves behind is either
 complete, and then the next run finishes it, or not there for anyone. The claim saves work: two runs
@@ -20,6 +21,7 @@ from eventstore.claims import Claim, Claims
 from eventstore.control import record_snapshot
 from eventstore.errors import LogGap
 from eventstore.log import EventLog, Extent
+from eventstore.marks import Cut, ReadingMarks, cut_at
 from eventstore.snapshots import (
     KEPT_MIN,
     BadSnapshot,
@@ -112,7 +114,8 @@ class Outcome(Struct, frozen=True):
 
     taken: whether a new snapshot was made; else the newest was recent enough, and what had been
     left undone for it is done. name: empty if the log is empty and there is none. bytes: of the
-    object, 0 if it was not made. first_seq: where the log begins now.
+    object, 0 if it was not made. first_seq: where the log begins now. held_back: why it was not
+    trimmed to the oldest snapshot kept; empty if it was. The next run makes up for it.
     """
 
     taken: bool
@@ -123,6 +126,7 @@ class Outcome(Struct, frozen=True):
     pairs: int = 0
     deleted: int = 0
     first_seq: int = 1
+    held_back: str = ""
 
 
 class SnapshotTaker:
@@ -137,11 +141,13 @@ class SnapshotTaker:
         *,
         kept: int,
         version: str,
+        marks: ReadingMarks | None = None,
         reached: Callable[[Step], None] = lambda step: None,
         progress: Callable[[int, int], object] = lambda cursor, end: None,
         offload: Offload = do_here,
     ) -> None:
-        """kept: snapshots that stay, at least KEPT_MIN. version: of the code.
+        """kept: snapshots that stay, at least KEPT_MIN. version: of the code. marks: of
+        the replicas; None: they have none.
 
         reached: called after each step. progress: called now and then while the log is folded, with
         the seq reached and the one to reach. offload: does a work of many seconds elsewhere, so
@@ -155,6 +161,7 @@ class SnapshotTaker:
         self._claims = claims
         self._kept = kept
         self._version = version
+        self._marks = marks
         self._reached = reached
         self._progress = progress
         self._offload = offload
@@ -280,13 +287,26 @@ class SnapshotTaker:
         for ref in dropped:
             await self._store.delete(ref.name)
         self._reached(Step.DELETED)
-        before_seq = trim_before(kept)
-        if before_seq > now.first_seq and outcome.name in {ref.name for ref in kept}:
+        cut = Cut(now.first_seq)
+        if outcome.name in {ref.name for ref in kept}:
+            cut = await self._cut(now, trim_before(kept))
+        if cut.before_seq > now.first_seq:
             claim.check()
             await self._check_same_log(extent, outcome.seq)
-            await self._log.trim(before_seq)
+            await self._log.trim(cut.before_seq)
         self._reached(Step.TRIMMED)
-        return replace(outcome, deleted=len(dropped), first_seq=max(now.first_seq, before_seq))
+        return replace(
+            outcome,
+            deleted=len(dropped),
+            first_seq=max(now.first_seq, cut.before_seq),
+            held_back=cut.held_back,
+        )
+
+    async def _cut(self, now: Extent, before_seq: int) -> Cut:
+        """Only after the deletions: see `eventstore.marks`."""
+        if self._marks is None or before_seq <= now.first_seq:
+            return Cut(before_seq)
+        return await cut_at(self._marks, now, before_seq)
 
     async def _of_lost_records(self, refs: list[SnapshotRef], extent: Extent) -> list[SnapshotRef]:
         """Those that no replica can start from, though their names fit: they must not be counted

@@ -122,6 +122,8 @@ class SnapshotTrigger:
                 outcome.digest,
                 outcome.first_seq,
             )
+            if outcome.held_back:
+                _log.info("the log is trimmed later: %s", outcome.held_back)
 
     async def _note_newest(self, ref: SnapshotRef | None) -> None:
         if ref == self._read:

@@ -25,6 +25,7 @@ from eventstore.connect import DEFAULT_URL, Nats
 from eventstore.errors import EventStoreError
 from eventstore.jetstream import JetStreamLog
 from eventstore.logs import configure, parse_filter
+from eventstore.marks_nats import NatsMarks
 from eventstore.process_settings import ProcessSettings
 from eventstore.settings import VERSION, declarations, from_command_line
 from eventstore.snapshots_nats import NatsSnapshots
@@ -121,6 +122,7 @@ async def _run(settings: SnapshotterSettings) -> Outcome:
                 NatsClaims(connection, namespace, SNAPSHOT_CLAIM, replicas=replicas),
                 kept=settings.router_snapshots_kept,
                 version=VERSION,
+                marks=NatsMarks(connection, namespace, replicas=replicas),
                 offload=in_thread,
             )
             return await taker.run(holder_name(), due=due_of(settings))

@@ -16,6 +16,7 @@ from eventstore.claims import Claims
 from eventstore.errors import LogGap
 from eventstore.events import AnyEvent, SnapshotTaken
 from eventstore.log import EventLog, Extent, Record
+from eventstore.marks import ReadingMarks
 from eventstore.settings import VERSION
 from eventstore.snapshots import (
     BadSnapshot,
@@ -244,6 +245,7 @@ async def take_snapshot(
     namespace: str,
     store: SnapshotStore,
     claims: Claims,
+    marks: ReadingMarks,
     *,
     kept: int,
     accept_loss: bool,
@@ -257,6 +259,7 @@ async def take_snapshot(
         claims,
         kept=kept,
         version=VERSION,
+        marks=marks,
         progress=progress,
         offload=in_thread,
     )

@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from eventstore.claims import MemoryClaims
+from eventstore.marks import MemoryMarks
 from eventstore.snapshots import MemorySnapshots
 from simulations.clock import TaskOwner
 from simulations.faults import FaultyLog, LogServer
 from simulations.leases import LeaseLink, LeaseStore
 from simulations.network import Network
-from simulations.stores import ClaimsLink, StoreLink
+from simulations.stores import ClaimsLink, MarksLink, StoreLink
 from simulations.swarm import RngFor
 from workers.card import FrontendInstance, Instance
 
@@ -38,6 +39,7 @@ class Shared:
         self.frontends = LeaseStore[FrontendInstance]()
         self.snapshots = MemorySnapshots()
         self.claims = MemoryClaims(clock_s)
+        self.marks = MemoryMarks(clock_s)
 
     def server_down(self, lost_tail: int) -> None:
         """The server crashes, and its log loses as many records of its end."""
@@ -66,6 +68,7 @@ class Host:
         self.frontends = LeaseLink(shared.frontends, self.rng_for("frontends"), latency_s)
         self.snapshots = StoreLink(shared.snapshots, self.log)
         self.claims = ClaimsLink(shared.claims, self.log)
+        self.marks = MarksLink(shared.marks, self.log)
         self._shared = shared
 
     def now_ns(self) -> int:

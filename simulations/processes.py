@@ -8,7 +8,7 @@ from typing import Protocol
 from eventstore.errors import LogUnavailable
 from eventstore.events import AnyEvent
 from eventstore.publisher import Publisher
-from eventstore.subjects import request_producer
+from eventstore.subjects import hex_id, request_producer
 from frontend.caretaker import Caretaker
 from frontend.errors import ShuttingDown
 from frontend.presence import Presence
@@ -17,6 +17,7 @@ from frontend.space import EPOCH
 from router.decision import RoutedRequest, RouterOptions
 from router.errors import RouterError
 from router.loading import SnapshotLoader
+from router.reading import ReadingMark
 from router.replica import Replica
 from router.router import Router
 from router.selection import RouterMode
@@ -51,6 +52,7 @@ def snapshot_taker(host: Host) -> SnapshotTaker:
         host.claims,
         kept=SNAPSHOTS_KEPT,
         version="simulated",
+        marks=host.marks,
     )
 
 
@@ -153,6 +155,7 @@ class SimulatedFrontend(Process):
             restarted=self._restarted,
             jitter=host.rng_for("replica").random,
             snapshots=SnapshotLoader(host.log, host.snapshots),
+            reading=ReadingMark(host.marks, hex_id(frontend_id)),
         )
         due = Due(mix.snapshot_messages)
         self._snapshots = SnapshotTrigger(

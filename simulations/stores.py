@@ -1,8 +1,9 @@
-"""Snapshots and claims as processes meet them: over the same link as the log, with its faults."""
+"""Snapshots, claims and reading marks as processes meet them: over the same link as the log."""
 
 from collections.abc import Callable
 
 from eventstore.claims import CLAIM_TTL_S, Claim, ClaimLost, Claims, MemoryClaims
+from eventstore.marks import MemoryMarks, ReadingMarks
 from eventstore.snapshots import (
     SNAPSHOT_BYTES_MAX,
     MemorySnapshots,
@@ -69,3 +70,20 @@ class _LinkedClaim(Claim):
     async def release(self) -> None:
         if self._link.is_open:
             await self._claim.release()
+
+
+class MarksLink(ReadingMarks):
+    """One process's way to the reading marks."""
+
+    def __init__(self, marks: MemoryMarks, link: FaultyLog) -> None:
+        self._marks = marks
+        self._link = link
+
+    async def put(self, reader: str, seq: int) -> None:
+        await self._link.ask("a mark", lambda: at_once(self._marks.put(reader, seq)), lossy=True)
+
+    async def remove(self, reader: str) -> None:
+        await self._link.ask("an unmark", lambda: at_once(self._marks.remove(reader)), lossy=True)
+
+    async def lowest(self) -> int | None:
+        return await self._link.ask("the marks", lambda: at_once(self._marks.lowest()))

@@ -13,6 +13,7 @@ from eventstore.__main__ import main
 from eventstore.connect import Nats
 from eventstore.jetstream import JetStreamLog
 from eventstore.log import Record
+from eventstore.marks_nats import NatsMarks
 from eventstore.snapshots import name_of
 from eventstore.snapshots_nats import NatsSnapshots
 from eventstore.subjects import subject
@@ -210,6 +211,20 @@ def test_trim_goes_no_further_than_a_snapshot(
     assert (code, told["first_seq"]) == (0, 51)
     code, told, _ = tool("verify")
     assert (code, told["problems"]) == (0, [])
+
+
+def test_trim_leaves_what_a_replica_still_reads(
+    tool: Tool, filled: Callable[[Sequence[Record]], None], nats_url: str, namespace: str
+) -> None:
+    filled(CLEAN[:50])
+    connected(nats_url, lambda nats: NatsMarks(nats, namespace).put("a", 20))
+    code, told, _ = tool("snapshot")
+    assert (code, told["held_back"]) == (0, ""), "one snapshot alone trims nothing"
+    code, told, _ = tool("trim", "--before", "51")
+    held_back = "a replica still reads at record 20"
+    assert (code, told) == (0, {"removed": 19, "first_seq": 20, "held_back": held_back})
+    code, told, _ = tool("snapshot")
+    assert (code, told["first_seq"], told["held_back"]) == (0, 20, held_back)
 
 
 def test_a_log_without_its_beginning_is_refused_unless_the_loss_is_accepted(

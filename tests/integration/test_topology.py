@@ -137,7 +137,12 @@ async def requests_work(topology: Topology) -> None:
                 async with session.get(url + "/v1/models") as response:
                     return bool((await response.json())["data"])
 
+            async def caught_up(url: str = frontend.url) -> bool:
+                async with session.get(url + "/health") as response:
+                    return bool((await response.json())["replica"]["phase"] == "ready")
+
             await eventually(served, WITHIN_S)
+            await eventually(caught_up, WITHIN_S)
             for number in range(REQUESTS):
                 status, text = await stream(session, frontend.url, f"{number} " * 200, 4)
                 assert (status, text.endswith("data: [DONE]\n\n")) == (200, True), text

@@ -24,6 +24,7 @@ PURE = [
     "eventstore/errors.py",
     "eventstore/snapshots.py",
     "eventstore/claims.py",
+    "eventstore/marks.py",
     "eventstore/archive.py",
     "indexer/blocks.py",
     "indexer/masks.py",

@@ -16,6 +16,7 @@ from eventstore.claims import MemoryClaims
 from eventstore.control import record_reset
 from eventstore.errors import LogGap, LogUnavailable
 from eventstore.log import EventLog, Record
+from eventstore.marks import MARK_TTL_S, MemoryMarks
 from eventstore.memory import MemoryLog
 from eventstore.snapshots import BadSnapshot, MemorySnapshots, refs_of, unusable
 from router.loading import SnapshotLoader
@@ -131,6 +132,7 @@ class World:
         self.now_s = 0.0
         self.log = MemoryLog(lambda: int(self.now_s * 1e9))
         self.store = MemorySnapshots()
+        self.marks = MemoryMarks(lambda: self.now_s)
         self.truth: list[Record] = []
         self.source = iter(history(seed, 2000))
         self.runs = 0
@@ -157,7 +159,14 @@ class World:
 
         claims = MemoryClaims(lambda: self.now_s)  # that of a run that crashed has expired
         taker = SnapshotTaker(
-            self.log, "t", self.store, claims, kept=2, version="v", reached=reached
+            self.log,
+            "t",
+            self.store,
+            claims,
+            kept=2,
+            version="v",
+            marks=self.marks,
+            reached=reached,
         )
         crashed = None
         try:
@@ -271,12 +280,15 @@ async def caught_up(log: EventLog, state: RouterState) -> bool:
 
 class Replicas(RuleBasedStateMachine):
     """Two replicas, snapshots with and without crashes, trims, resets, restarts, in any order: each
-    replica believes, at every record, what a fold of the whole history does."""
+    replica believes, at every record, what a fold of the whole history does; and none is overtaken
+    by a trim while it catches up and its mark lives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World(0)
         self.states = [RouterState(), RouterState()]
+        self.catching_up: dict[int, tuple[int, float]] = {}
+        """Which holds a mark → the head that it saw at its start, and when the mark ends."""
 
     @rule(seed=st.integers(0, 50), count=st.integers(1, 8))
     def append(self, seed: int, count: int) -> None:
@@ -295,23 +307,44 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def restart(self, which: int) -> None:
-        self.states[which] = asyncio.run(self.begun())
+        self.states[which] = asyncio.run(self.begun(which))
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 20.0]))
+    def sleep(self, seconds: float) -> None:
+        """A mark may end meanwhile."""
+        self.world.now_s += seconds
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 30))
     def read(self, which: int, count: int) -> None:
         asyncio.run(self.read_on(which, count))
 
-    async def begun(self) -> RouterState:
+    async def begun(self, which: int) -> RouterState:
+        await self.world.marks.put(f"replica-{which}", 1)
         loaded = await SnapshotLoader(self.world.log, self.world.store).load()
-        return RouterState() if loaded is None else loaded.state
+        state = RouterState() if loaded is None else loaded.state
+        await self.renew(which, state, (await self.world.log.extent()).last_seq)
+        return state
+
+    async def renew(self, which: int, state: RouterState, target: int) -> None:
+        """Until it has passed the head that it saw."""
+        self.catching_up.pop(which, None)
+        if state.cursor >= target:
+            await self.world.marks.remove(f"replica-{which}")
+        else:
+            await self.world.marks.put(f"replica-{which}", state.follow_from)
+            self.catching_up[which] = target, self.world.now_s + MARK_TTL_S
 
     async def read_on(self, which: int, count: int) -> None:
         state = self.states[which]
         end_seq = min(state.cursor + count, (await self.world.log.extent()).last_seq)
+        target, ends_s = self.catching_up.get(which, (0, 0.0))
         try:
             await fold_to(self.world.log, state, end_seq)
         except LogGap:
-            self.states[which] = await self.begun()
+            assert ends_s <= self.world.now_s, "overtaken while its mark lived"
+            self.states[which] = await self.begun(which)
+        else:
+            await self.renew(which, state, target)
 
     @invariant()
     def replicas_believe_what_the_log_says(self) -> None:
