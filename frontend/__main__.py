@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     unknown = unknown_environment(os.environ, FrontendSettings)
     if unknown:
         _log.warning("these variables are not known here and set nothing: %s", ", ".join(unknown))
+    if settings.router_durable_kv_events:
+        _log.warning("--router-durable-kv-events can be left out: KV events always are durable")
     dump_config(settings.dump_config_to, settings, arguments, os.environ)
     # Else a second series stands beside every counter, of no use here.
     disable_created_metrics()  # type: ignore[no-untyped-call]

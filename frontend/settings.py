@@ -244,9 +244,10 @@ class FrontendSettings(ToleranceSettings, frozen=True, kw_only=True):
 
     router_durable_kv_events: Annotated[
         bool,
-        Later(
+        Option(
             "DYN_ROUTER_DURABLE_KV_EVENTS",
-            "Deprecated by the page, and of no use here: KV events always are in the log.",
+            "Deprecated by the page. What it asks for is always so here: KV events are in the log. "
+            "A start with it says that it can be left out.",
             group="Deprecated",
             aliases=("--durable-kv-events",),
         ),

@@ -71,8 +71,7 @@ PAGE = """
 LATER = """
 kserve_grpc_server grpc_metrics_port
 enable_anthropic_api dyn_chat_processor dyn_debug_perf dyn_preprocess_workers
-interactive embeddings_path responses_path anthropic_path router_durable_kv_events
-""".split()
+interactive embeddings_path responses_path anthropic_path """.split()
 """Of the page, and not built."""
 
 FRONTEND = {each.name: each for each in declarations(FrontendSettings)}
