@@ -105,7 +105,8 @@ async def test_a_server_that_was_paused_for_longer_than_a_lease(
         await here.until_serving(1)
         await here.until_quiet()
         assert len(here.observer.state.workers) == 1
-        assert here.observer.applied[events.WorkerRemoved] <= 1
+        # On a busy machine it may lose the lease of its new id too, while everybody comes back.
+        assert here.observer.applied[events.WorkerRemoved] <= 4
         assert await here.audit() == []
 
 

@@ -176,7 +176,13 @@ async def test_a_log_trimmed_under_a_replica_that_is_cut_off(
             at_head = replica["cursor"] == here.observer.state.cursor
             return health["status"] == "healthy" and at_head and replica["snapshot"]["incomplete"]
 
+        async def serves() -> bool:
+            """The worker has registered anew: that it once did is not in the log any more."""
+            async with aiohttp.ClientSession() as session:
+                return (await stream(session, far.url, "again " * 300, 4))[0] == 200
+
         await eventually(knows_what_is_left, HEALED_S)
+        await eventually(serves, HEALED_S)
         await ask(here, "again " * 300)
 
 
