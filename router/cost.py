@@ -17,6 +17,7 @@ bits. (sum() is not: it rounds differently from one Python to the next.)
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -30,9 +31,20 @@ SQUARES = 4.209989e-07 / TOKEN_MS
 MULTIPLE_MIN = 0.01
 MULTIPLE_MAX = 100.0
 """Bounds of a coefficient and of an observed time, as multiples of what the priors give."""
+DECODE_MS = 54.01
+"""Prior: what a decode step takes longer for a full cache than for an empty one."""
 INTERFERENCE = 0.3
-"""How much of a prefill's time each request running beside it loses. Between 0.1 and 1 it changes
-little."""
+"""What a millisecond counts by which the next token of a request beside it comes later, where one
+of the time to the first token counts 1."""
+OUTPUT_TOKENS = 100
+"""Decode steps for which a request's blocks count. Fewer than most answers have: those beside it
+end before it does, and with more, long prompts would choose by the decode load alone."""
+OWN_SHARE = 1 / 3
+"""What counts of the length of those steps for the request itself. Less than for the others: it
+meets the rank as it will be, of which the present load says little."""
+RESOLUTION = 0.02
+"""Costs so near to the lowest, as a share of it, are equal to it: no learned model is finer, and
+equal workers that have learned a little differently must stay equal."""
 
 _KEEP = 127 / 128
 """Of an observation's weight, at each later one: about the last 128 count."""
@@ -131,26 +143,40 @@ def _fit(model: PrefillModel) -> None:
     model.token_ms = TOKEN_MS * t
 
 
+class RankLoad(NamedTuple):
+    """What the cost needs to know of the ranks; all sequences are parallel, one item a rank."""
+
+    ahead_tokens: Sequence[int]
+    """Of prefill, booked there and not computed yet."""
+    new_tokens: Sequence[int]
+    """Of the prompt, not cached there."""
+    running: Sequence[int]
+    """Requests."""
+    active_blocks: Sequence[int]
+    grown_blocks: Sequence[int]
+    """Of the prompt, not active there."""
+    total_blocks: Sequence[float]
+    """Of its cache; infinite where that is not known."""
+
+
 def time_costs(
-    models: Sequence[PrefillModel],
-    ahead_tokens: Sequence[int],
-    new_tokens: Sequence[int],
-    running_requests: Sequence[int],
-    interference: float = INTERFERENCE,
+    models: Sequence[PrefillModel], ranks: RankLoad, interference: float = INTERFERENCE
 ) -> list[float]:
-    """The cost of placing a request on each rank, in ms. All sequences are parallel.
+    """The cost of placing a request on each rank, in ms: the sum of
 
-        prefill_ms(ahead + new) + interference * running * token_ms * new
+        prefill_ms(ahead + new)                                    its time to the first token
+        interference * running * (step_ms + token_ms * new)        its prefill, for those beside it
+        interference * OUTPUT_TOKENS * decode_ms                   its blocks, in the steps to come
 
-    the predicted time to its first token, and the delay that it causes to those that run there.
-    ahead_tokens: prefill booked on the rank and not computed yet. new_tokens: of the prompt, not
-    cached there. running_requests: that have their first token. interference: 0 or more. The cost
-    never falls with any of the three. About 0.15 µs a rank.
+        decode_ms = d * (running * grown + OWN_SHARE * (active + grown)) / total blocks
+        d         = DECODE_MS * token_ms / TOKEN_MS        an engine that is slower is so in both
+
+    models: parallel to the ranks. interference: 0 or more. Never falls with any count but the total
+    of blocks. Costs within `RESOLUTION` of the lowest are equal to it. About 0.25 µs a rank.
     """
     costs = []
-    for model, ahead, new, running in zip(
-        models, ahead_tokens, new_tokens, running_requests, strict=True
-    ):
+    decode_tokens = interference * OUTPUT_TOKENS * DECODE_MS / TOKEN_MS
+    for model, ahead, new, running, active, grown, total in zip(models, *ranks, strict=True):
         tokens = ahead + new or 1
         batch_tokens = model.batch_tokens
         if tokens <= batch_tokens:
@@ -159,10 +185,18 @@ def time_costs(
             steps, rest = divmod(tokens, batch_tokens)
             squares = steps * (batch_tokens * batch_tokens) + rest * rest
             steps += rest > 0
-        weighted_tokens = tokens + SQUARES * squares
-        delayed_tokens = interference * running * new
-        costs.append(model.step_ms * steps + model.token_ms * (weighted_tokens + delayed_tokens))
-    return costs
+        weight = interference * running
+        decode = running * grown + OWN_SHARE * (active + grown)
+        costs.append(
+            model.step_ms * (steps + weight)
+            + model.token_ms
+            * (tokens + SQUARES * squares + weight * new + decode_tokens * decode / total)
+        )
+    if not costs:
+        return costs
+    lowest = min(costs)
+    limit = lowest * (1 + RESOLUTION)
+    return [lowest if cost <= limit else cost for cost in costs]
 
 
 def _work(tokens: int, batch_tokens: int) -> tuple[int, float]:

@@ -4,6 +4,7 @@
 the `Candidates`. What comes out is the fact as it is written.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal, TypeVar
@@ -19,7 +20,7 @@ from eventstore.events import (
 )
 from indexer.radix import WorkerRank
 from router.candidates import Candidates
-from router.cost import PrefillModel, predict_ms, time_costs
+from router.cost import PrefillModel, RankLoad, predict_ms, time_costs
 from router.errors import NoWorkers, UnknownRank, UnknownWorker, WorkerRequired
 from router.queue import QueuePolicy
 from router.selection import (
@@ -200,7 +201,15 @@ def decide(
     if by_time:
         new_tokens = [request.isl - overlap * request.block_size for overlap in overlaps]
         models = list(map(picture.model_of, candidates.workers))
-        by_cost = time_costs(models, load.prefill_tokens, new_tokens, load.requests)
+        ranks_load = RankLoad(
+            ahead_tokens=load.prefill_tokens,
+            new_tokens=new_tokens,
+            running=load.requests,
+            active_blocks=load.blocks,
+            grown_blocks=[len(hashes) - active for active in active_overlaps],
+            total_blocks=[each.total_kv_blocks or math.inf for each in candidates.workers],
+        )
+        by_cost = time_costs(models, ranks_load)
     else:
         by_cost = costs(prompt, load, overlaps, active_overlaps, weight)
 

@@ -162,17 +162,18 @@ async def test_temperature_spreads_what_would_go_to_one() -> None:
 
 
 async def test_cost_in_blocks_or_in_time() -> None:
-    """Running requests cost little time, so what is cached goes before six active blocks."""
-    for cost, unit, expected in (("blocks", "blocks", 2), ("time", "ms", 1)):
+    """To delay a request by decode steps that are longer costs more time than 16 ms of prefill."""
+    cached = prompt(101, 64)
+    for cost, unit, expected in (("blocks", "blocks", 1), ("time", "ms", 2)):
         async with deployment(router_cost=cost) as (here, (one, two)):
-            await announce(here, one, A)
+            await announce(here, one, cached)
             async with running(here, one, C):
-                assert await where(here, A, 3) == {expected}
+                assert await where(here, cached, 3) == {expected}
                 # A weight of its own is about the formula that has one.
                 override = {"overlap_score_weight": 1.0}
-                assert await where(here, A, 3, router_config_override=override) == {2}
+                assert await where(here, cached, 3, router_config_override=override) == {1}
                 one.echo = two.echo = "x"
-                assert (await ask(here, A)).worker_id == expected
+                assert (await ask(here, cached)).worker_id == expected
             why = (await routed(here))[-1]
             assert (why.cost_unit, why.predicted_ms is None) == (unit, cost == "blocks")
 

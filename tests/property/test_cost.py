@@ -2,6 +2,7 @@
 
 import math
 from random import Random
+from typing import NamedTuple
 
 import msgspec
 from hypothesis import assume, given, settings
@@ -9,12 +10,15 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from router.cost import (
+    INTERFERENCE,
     MULTIPLE_MAX,
     MULTIPLE_MIN,
+    RESOLUTION,
     SQUARES,
     STEP_MS,
     TOKEN_MS,
     PrefillModel,
+    RankLoad,
     observe,
     predict_ms,
     time_costs,
@@ -41,19 +45,63 @@ def engine_ms(tokens: int, batch_tokens: int, step_ms: float, token_ms: float) -
     return total
 
 
-@given(models, counts, counts, st.integers(0, 500), st.floats(0, 2), st.integers(1, 10_000))
+class Rank(NamedTuple):
+    """An item of each of `RankLoad`'s columns."""
+
+    ahead: int = 0
+    new: int = 0
+    running: int = 0
+    active: int = 0
+    grown: int = 0
+    total: float = math.inf
+
+
+ranks = st.builds(
+    Rank,
+    counts,
+    counts,
+    st.integers(0, 500),
+    st.integers(0, 20_000),
+    st.integers(0, 3_000),
+    st.one_of(st.integers(1, 100_000), st.just(math.inf)),
+)
+
+
+def cost_of(model: PrefillModel, rank: Rank, interference: float = INTERFERENCE) -> float:
+    """Of a rank that is the only one, so that its cost is nowhere near another's."""
+    columns = [[each] for each in rank]
+    [cost] = time_costs([model], RankLoad(*columns), interference)  # type: ignore[arg-type]
+    return cost
+
+
+@given(models, ranks, st.floats(0, 2), st.integers(1, 10_000))
 def test_cost_never_falls_with_load(
-    model: PrefillModel, ahead: int, new: int, running: int, interference: float, more: int
+    model: PrefillModel, rank: Rank, interference: float, more: int
 ) -> None:
-    ahead_tokens = [ahead, ahead + more, ahead, ahead]
-    new_tokens = [new, new, new + more, new]
-    running_requests = [running, running, running, running + more]
-    cost, *higher = time_costs(
-        [model] * 4, ahead_tokens, new_tokens, running_requests, interference
-    )
-    assert 0 < cost <= min(higher)
-    assert time_costs([model], [ahead], [new], [0]) == [predict_ms(model, ahead + new)]
-    assert predict_ms(model, new) <= predict_ms(model, new + more)
+    cost = cost_of(model, rank, interference)
+    assert 0 < predict_ms(model, rank.ahead + rank.new) <= cost * (1 + 1e-12)
+    for name in ("ahead", "new", "running", "active", "grown"):
+        higher = rank._replace(**{name: getattr(rank, name) + more})
+        assert cost_of(model, higher, interference) >= cost * (1 - 1e-12)
+
+
+@given(models, counts, counts)
+def test_where_nothing_runs_the_cost_is_the_time_to_the_first_token(
+    model: PrefillModel, ahead: int, new: int
+) -> None:
+    assert cost_of(model, Rank(ahead, new)) == predict_ms(model, ahead + new)
+
+
+@given(st.lists(st.tuples(models, ranks), max_size=12))
+def test_costs_near_the_lowest_are_the_lowest_and_all_others_their_own(
+    drawn: list[tuple[PrefillModel, Rank]],
+) -> None:
+    columns = [list(column) for column in zip(*(rank for _, rank in drawn), strict=True)]
+    load = RankLoad(*(columns or [[]] * len(Rank._fields)))
+    found = time_costs([model for model, _ in drawn], load)
+    alone = [cost_of(model, rank) for model, rank in drawn]
+    lowest = min(alone, default=0.0)
+    assert found == [lowest if each <= lowest * (1 + RESOLUTION) else each for each in alone]
 
 
 @given(models, st.integers(0, 100_000))

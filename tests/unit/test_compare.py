@@ -7,9 +7,12 @@ from random import Random
 import msgspec
 import pytest
 
+from eventstore.events import AnyEvent, OutputGrown, PrefillCompleted
 from indexer.blocks import prompt_hashes
+from router.cost import predict_ms
 from router.decision import RouterOptions
 from router.selection import RouterMode
+from router.state import RouterState
 from simulations.compare_fleet import ARRIVAL, STEP_BEGIN, STEP_END, Clock, Fleet, prompt_tokens
 from simulations.compare_run import Comparison, Result, Run, counted_spread_ms
 from simulations.generate import TrafficOptions, generate
@@ -94,6 +97,74 @@ def test_slow_workers_are_the_last_ones() -> None:
     fleet = Fleet(workers=2, slow_workers=1, slow_factor=3)
     found = run([request(0, 100, 1), request(5_000, 100, 1)], fleet)
     assert found.ttft_ms == [about(prefill_ms(100)), about(3 * prefill_ms(100))]
+
+
+# --- the queue, and what the router is told of progress ------------------------------------------
+
+
+def test_a_request_waits_in_the_queue_until_a_worker_has_room() -> None:
+    """More than a batch is ahead when the second comes, and nothing once the first is served."""
+    options = RouterOptions(mode=RouterMode.ROUND_ROBIN, queue_threshold=1.0)
+    found = run([request(0, 8_193, 1), request(10, 100, 1)], Fleet(workers=1), options)
+    first = prefill_ms(8_192) + prefill_ms(1)
+    assert found.ttft_ms == [about(first), about(first - 10 + prefill_ms(100))]
+    assert found.result.queue_wait_ms.mean == about((first - 10) / 2)
+    assert found.result.errors == 0
+
+
+def test_who_waits_too_long_or_finds_no_place_to_wait_is_an_error() -> None:
+    def options(**bounds: float) -> RouterOptions:
+        values = {"mode": RouterMode.ROUND_ROBIN, "queue_threshold": 1.0} | bounds
+        return msgspec.convert(values, RouterOptions, strict=False)
+
+    requests = [request(0, 8_193, 1), request(10, 100, 1), request(20, 100, 1)]
+    late = run(requests, Fleet(workers=1), options(queue_wait_max_secs=0.1)).result
+    assert (late.errors, late.queue_wait_ms.p99) == (2, 0)
+    full = run(requests, Fleet(workers=1), options(queue_len_max=1)).result
+    assert full.errors == 1
+
+
+def test_a_queue_of_several_lets_them_go_in_order() -> None:
+    options = RouterOptions(mode=RouterMode.KV, queue_threshold=0.0)
+    found = run([request(0, 100, 1, [n]) for n in range(4)], Fleet(workers=1), options)
+    assert found.ttft_ms == [about((turn + 1) * prefill_ms(100)) for turn in range(4)]
+
+
+class Told(Comparison):
+    """A run, and what the router's log has of it."""
+
+    def __init__(self, requests: Sequence[TraceRequest], options: RouterOptions) -> None:
+        super().__init__(requests, Fleet(workers=1), options, Random(1))
+        self.events: list[AnyEvent] = []
+        observe = self._log.observe
+
+        def also_keep(events: list[AnyEvent]) -> None:
+            self.events += events
+            observe(events)
+
+        self._log.observe = also_keep
+
+    @property
+    def state(self) -> RouterState:
+        return self._log.state
+
+
+def test_output_is_told_while_it_grows_if_it_is_tracked() -> None:
+    for tracked, grown in ((True, 3), (False, 0)):
+        options = RouterOptions(mode=RouterMode.KV, track_output_blocks=tracked)
+        told = Told([request(0, 60, 140)], options)
+        told.run()
+        assert sum(isinstance(event, OutputGrown) for event in told.events) == grown
+
+
+def test_the_times_of_a_worker_are_learned() -> None:
+    told = Told([request(1_000 * turn, 100 * turn + 64, 2) for turn in range(30)], KV)
+    told.run()
+    first = next(event for event in told.events if isinstance(event, PrefillCompleted))
+    assert first.ttft_ms == about(prefill_ms(64))
+    learned = told.state.prefill_models[1]
+    assert predict_ms(learned, 1_000) == pytest.approx(prefill_ms(1_000), rel=0.03)
+    assert learned.deviation < 0.5
 
 
 # --- caches and load ------------------------------------------------------------------------------

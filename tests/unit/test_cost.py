@@ -1,12 +1,13 @@
 """The cost in milliseconds by example: the priors, batches, interference, learning, bad input."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import pytest
 from pytest import approx
 
-from router.cost import PrefillModel, observe, predict_ms, time_costs
+from router.cost import PrefillModel, RankLoad, observe, predict_ms, time_costs
 from workers.timing import TimingModel
 
 
@@ -24,23 +25,66 @@ def test_more_than_a_batch_takes_more_steps() -> None:
 
 def test_a_cached_prompt_still_takes_a_step() -> None:
     assert predict_ms(PrefillModel(), 0) == predict_ms(PrefillModel(), 1) > 16
-    assert time_costs([PrefillModel()], [0], [0], [5]) == [predict_ms(PrefillModel(), 1)]
 
 
-def test_cost_of_each_rank() -> None:
-    """Idle and nothing cached; idle and cached; cached but behind others; cached but decoding."""
-    model = PrefillModel()
-    costs = time_costs([model] * 4, [0, 0, 9_000, 0], [4_000, 500, 500, 500], [0, 0, 0, 100])
-    assert costs[:3] == [predict_ms(model, tokens) for tokens in (4_000, 500, 9_500)]
-    assert costs[3] == approx(predict_ms(model, 500) + 0.3 * 100 * 500 * model.token_ms)
-    assert costs[1] < costs[0] < costs[2]
-    no_interference = time_costs([model] * 2, [0, 0], [500, 500], [0, 100], 0.0)
-    assert no_interference[0] == no_interference[1]
+def load(
+    ahead: Sequence[int] = (0, 0),
+    new: Sequence[int] = (0, 0),
+    running: Sequence[int] = (0, 0),
+    active: Sequence[int] = (0, 0),
+    grown: Sequence[int] = (0, 0),
+    total: Sequence[float] = (math.inf, math.inf),
+) -> RankLoad:
+    """Of two ranks, idle where nothing else is said."""
+    return RankLoad(ahead, new, running, active, grown, total)
+
+
+TWO = [PrefillModel(), PrefillModel()]
+
+
+def test_what_is_cached_there_and_what_is_ahead_there() -> None:
+    costs = time_costs(TWO, load(ahead=(0, 9_000), new=(4_000, 500)))
+    assert costs == [predict_ms(TWO[0], 4_000), predict_ms(TWO[0], 9_500)]
+
+
+def test_those_beside_it_wait_for_its_prefill() -> None:
+    idle, beside = time_costs(TWO, load(new=(500, 500), running=(0, 100)))
+    assert beside - idle == approx(0.3 * 100 * (TWO[0].step_ms + 500 * TWO[0].token_ms))
+    assert len(set(time_costs(TWO, load(new=(500, 500), running=(0, 100)), 0.0))) == 1
+
+
+def test_its_blocks_make_every_decode_step_longer() -> None:
+    """By what the timing of the engine says of so small a share of its cache, for 100 steps."""
+    engine = TimingModel()
+    per_block = engine.decode_ms(1e-6) - engine.decode_ms(0)
+    per_block *= 1e6 / 16_384
+    few, many = time_costs(TWO, load(running=(1, 10), grown=(90, 90), total=(16_384, 16_384)))
+    beside = 0.3 * 9 * TWO[0].step_ms
+    assert many - few - beside == approx(0.3 * 100 * 9 * 90 * per_block, rel=1e-4)
+    empty, full = time_costs(TWO, load(active=(0, 8_000), total=(16_384, 16_384)))
+    assert full - empty == approx(0.3 * 100 / 3 * 8_000 * per_block, rel=1e-4)
+
+
+def test_a_slower_engine_is_slower_in_every_term() -> None:
+    slow = PrefillModel(step_ms=2 * TWO[0].step_ms, token_ms=2 * TWO[0].token_ms)
+    both = load((100, 100), (500, 500), (7, 7), (300, 300), (9, 9), (1_000, 1_000))
+    fast_ms, slow_ms = time_costs([TWO[0], slow], both)
+    assert slow_ms == approx(2 * fast_ms)
+
+
+def test_equal_engines_that_learned_a_little_differently_stay_equal() -> None:
+    other = PrefillModel(step_ms=1.01 * TWO[0].step_ms, token_ms=1.01 * TWO[0].token_ms)
+    assert len(set(time_costs([TWO[0], other], load(new=(500, 500))))) == 1
+    assert len(set(time_costs([TWO[0], other], load(new=(500, 600))))) == 2
 
 
 def test_columns_of_unequal_length() -> None:
     with pytest.raises(ValueError):
-        time_costs([PrefillModel()], [0], [1, 2], [0])
+        time_costs(TWO, load(new=(1,)))
+
+
+def test_no_ranks() -> None:
+    assert time_costs([], load((), (), (), (), (), ())) == []
 
 
 def test_learning_from_a_faster_engine() -> None:
