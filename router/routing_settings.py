@@ -58,8 +58,7 @@ class RoutingSettings(SnapshotSettings, frozen=True, kw_only=True):
             "What the kv mode counts in: blocks, by the peer's formula, or the time that a choice "
             "costs, in milliseconds, by what was learned of each worker. A request that brings its "
             "own weight is counted in blocks.",
-            use="Time where workers are unequal or prompts are long; docs/policy.md has "
-            "figures.",
+            use="Time where workers are unequal or prompts are long; docs/policy.md has figures.",
         ),
     ] = "blocks"
     router_kv_events: Annotated[
