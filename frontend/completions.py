@@ -11,6 +11,7 @@ from frontend.choices import Form
 from frontend.errors import (
     BadRequest,
     ContextLengthExceeded,
+    NotReady,
     ShuttingDown,
     row_of,
 )
@@ -100,7 +101,7 @@ class _Endpoint:
             raise ShuttingDown()
         body = await read_json_body(request, frontend.limits)
         asked = self._decode(body)
-        services = frontend.serving(asked.model, self._model_type)
+        services = await _until_loaded(frontend, asked.model, self._model_type)
         self._model, self._metrics = asked.model, services[0].metrics
         self._streaming = bool(asked.stream)
         hints = routing_hints(asked.nvext, request.headers)
@@ -174,6 +175,22 @@ class _Endpoint:
             logprobs=asked.logprobs is not None and asked.logprobs is not False,
             echoes=echoes,
         )
+
+
+async def _until_loaded(frontend: Frontend, model: str, model_type: str) -> list[Service]:
+    """Give a model that workers are listed for the moment that loading its files takes.
+
+    So it is just after a start, and while all its workers register anew. Raises ModelNotFound, and
+    NotReady after WORKER_WAIT_S.
+    """
+    deadline_s = frontend.clock() + WORKER_WAIT_S
+    while True:
+        try:
+            return frontend.serving(model, model_type)
+        except NotReady:
+            if frontend.clock() >= deadline_s:
+                raise
+        await asyncio.sleep(0.02)
 
 
 async def _until_ready(service: Service, model: str) -> None:
