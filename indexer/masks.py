@@ -4,6 +4,7 @@ Plain ints beat every set type here: thousands of blocks share one mask, a union
 a thousand slots takes some 40 ns, and equal masks compare at once.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import TypeVar
@@ -71,6 +72,38 @@ def select(mask: int, items: Sequence[T]) -> list[T]:
 def slots_of(mask: int) -> list[int]:
     """The slots in a mask, ascending. Cost as `select`."""
     return select(mask, range(mask.bit_length()))
+
+
+def add_holder(masks: dict[K, int], bit: int, keys: Sequence[K]) -> None:
+    """Add a slot, as its bit, to the masks of these distinct keys, which it did not hold."""
+    if not keys:
+        return
+    before = list(map(masks.get, keys))
+    first = before[0]
+    if before.count(first) == len(before):
+        # The usual case, and all keys share one mask object.
+        masks.update(dict.fromkeys(keys, (first or 0) | bit))
+    else:
+        after = {mask: (mask or 0) | bit for mask in set(before)}
+        masks.update(zip(keys, map(after.__getitem__, before), strict=True))
+
+
+def drop_holder(masks: dict[K, int], bit: int, keys: Sequence[K]) -> None:
+    """Take a slot, as its bit, from the masks of these distinct keys, which it held; forget the
+    keys that nobody holds then."""
+    if not keys:
+        return
+    before = list(map(masks.__getitem__, keys))
+    first = before[0]
+    dead = keys
+    if before.count(first) != len(before):
+        after = {mask: mask ^ bit for mask in set(before)}
+        masks.update(zip(keys, map(after.__getitem__, before), strict=True))
+        dead = [key for key, mask in zip(keys, before, strict=True) if mask == bit]
+    elif first != bit:
+        masks.update(dict.fromkeys(keys, first ^ bit))
+        return
+    deque(map(masks.pop, dead), maxlen=0)
 
 
 _ZERO_ONE = bytes(code == ord("1") for code in range(256))

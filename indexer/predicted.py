@@ -30,7 +30,7 @@ from typing import TypeVar
 from msgspec import Struct
 from xxhash import xxh3_128_intdigest
 
-from indexer.masks import match_depths, slots_of
+from indexer.masks import add_holder, drop_holder, match_depths, slots_of
 from indexer.radix import WorkerRank
 
 DEAD_LEASES_MIN = 64
@@ -279,7 +279,7 @@ class PredictedIndex:
             gain += total
             if loser is None:
                 self._count += len(stretch)
-                self._add_holder(slot, stretch)
+                add_holder(self._masks, 1 << slot, stretch)
             else:
                 losses.append((loser, len(stretch), total))
         if not taken:
@@ -305,7 +305,7 @@ class PredictedIndex:
         """Take blocks from a lease, and from its slot."""
         held = self._held[lease.slot]
         deque(map(held.__delitem__, blocks), maxlen=0)
-        self._drop_holder(lease.slot, blocks)
+        drop_holder(self._masks, 1 << lease.slot, blocks)
         self._weigh(lease, -sum(blocks) - len(blocks))
         self._count -= len(blocks)
         lease.live -= len(blocks)
@@ -365,21 +365,6 @@ class PredictedIndex:
             self._dead = 0
 
     # --- masks -----------------------------------------------------------------------------------
-
-    def _add_holder(self, slot: int, blocks: Sequence[int]) -> None:
-        """Add a slot to these distinct blocks, which it did not hold."""
-        masks, bit = self._masks, 1 << slot
-        for mask, start, end in _stretches(list(map(masks.get, blocks))):
-            masks.update(dict.fromkeys(blocks[start:end], (mask or 0) | bit))
-
-    def _drop_holder(self, slot: int, blocks: Sequence[int]) -> None:
-        """Take a slot from these distinct blocks, which it held; forget those that nobody holds."""
-        masks, bit = self._masks, 1 << slot
-        for mask, start, end in _stretches(list(map(masks.__getitem__, blocks))):
-            if mask == bit:
-                deque(map(masks.__delitem__, blocks[start:end]), maxlen=0)
-            else:
-                masks.update(dict.fromkeys(blocks[start:end], mask ^ bit))
 
 
 def _stretches(values: Sequence[T]) -> Iterator[tuple[T, int, int]]:

@@ -15,7 +15,6 @@ It relies on what a sequence hash is: the same hash always follows the same hash
 this can make a match too deep, and nothing else.
 """
 
-from collections import deque
 from collections.abc import KeysView, Mapping, Sequence
 from hashlib import blake2b
 from heapq import heappop, heappush
@@ -23,7 +22,7 @@ from itertools import accumulate, repeat
 from operator import and_
 from typing import NamedTuple, cast
 
-from indexer.masks import match_depths, select
+from indexer.masks import add_holder, drop_holder, match_depths, select
 from indexer.rank_cache import RankCache
 
 
@@ -161,7 +160,7 @@ class RadixTree:
         fresh = cache.store(parent_hash, sequence_hashes)
         bit = self._note_holes(rank, cache)
         if fresh:
-            self._add_holder(bit, fresh)
+            add_holder(self._masks, bit, fresh)
         return len(fresh)
 
     def remove(self, rank: WorkerRank, sequence_hashes: Sequence[int]) -> int:
@@ -172,7 +171,7 @@ class RadixTree:
         cache = self._caches[rank]
         removed = cache.remove(sequence_hashes)
         if removed:
-            self._drop_holder(self._note_holes(rank, cache), removed)
+            drop_holder(self._masks, self._note_holes(rank, cache), removed)
         return len(removed)
 
     def clear(self, rank: WorkerRank) -> int:
@@ -182,7 +181,7 @@ class RadixTree:
         cache.clear()
         bit = self._note_holes(rank, cache)
         if blocks:
-            self._drop_holder(bit, blocks)
+            drop_holder(self._masks, bit, blocks)
         return len(blocks)
 
     def _note_holes(self, rank: WorkerRank, cache: RankCache) -> int:
@@ -193,33 +192,6 @@ class RadixTree:
         elif self._holey & bit:
             self._holey ^= bit
         return bit
-
-    def _add_holder(self, bit: int, blocks: Sequence[int]) -> None:
-        """Add a holder to each of these distinct blocks, which it did not hold."""
-        masks = self._masks
-        before = list(map(masks.get, blocks))
-        first = before[0]
-        if before.count(first) == len(before):
-            # The usual case, and all blocks share one mask object.
-            masks.update(dict.fromkeys(blocks, (first or 0) | bit))
-        else:
-            after = {mask: (mask or 0) | bit for mask in set(before)}
-            masks.update(zip(blocks, map(after.__getitem__, before), strict=True))
-
-    def _drop_holder(self, bit: int, blocks: Sequence[int]) -> None:
-        """Take a holder from each of these distinct blocks, which it held; forget the dead."""
-        masks = self._masks
-        before = list(map(masks.__getitem__, blocks))
-        first = before[0]
-        dead = blocks
-        if before.count(first) != len(before):
-            after = {mask: mask ^ bit for mask in set(before)}
-            masks.update(zip(blocks, map(after.__getitem__, before), strict=True))
-            dead = [block for block, mask in zip(blocks, before, strict=True) if mask == bit]
-        elif first != bit:
-            masks.update(dict.fromkeys(blocks, first ^ bit))
-            return
-        deque(map(masks.pop, dead), maxlen=0)
 
     # --- all of it -------------------------------------------------------------------------------
 
